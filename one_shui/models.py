@@ -6,17 +6,22 @@
 __all__ = ['SmallCNN', 'ModelSpec', 'check_spec', 'create_model', 'classifier_name', 'logits_and_features', 'weights_digest',
            'write_tensors', 'read_tensors', 'save_model', 'load_model']
 
-# %% ../nbs/10_models.ipynb #f31c747b
+# %% ../nbs/10_models.ipynb #25fd355b
 import difflib
 import hashlib
 import json
 import os
+import socket
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import patch
+from urllib.parse import urlparse
+from urllib.request import getproxies
 
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -73,7 +78,7 @@ def _build(spec: ModelSpec, **pretrained) -> nn.Module:
     size = dict(img_size=spec.size) if fixed and fixed.fixed_input_size else {}
     return timm.create_model(spec.arch, num_classes=spec.n_outputs, **{**size, **spec.options, **pretrained})
 
-# %% ../nbs/10_models.ipynb #9afaa5c5
+# %% ../nbs/10_models.ipynb #488e53f8
 def create_model(
     spec: ModelSpec,                   # What to build
     pretrained: bool = False,          # Start from timm's published weights (downloads them)
@@ -85,10 +90,18 @@ def create_model(
         torch.manual_seed(spec.seed)
         if weights is not None: return _with_weights(spec, Path(weights))
         if not pretrained: return _build(spec)
-        try: return _build(spec, pretrained=True)
+        try: return _from_hub(spec)
         except Exception as error:  # the hub's client raises a dozen kinds
             raise BadInput(f"no pretrained weights for {spec.arch}: {type(error).__name__}; without a network, download them "
                            "elsewhere and give the file (--weights FILE.safetensors)") from error
+
+
+def _from_hub(spec: ModelSpec) -> nn.Module:
+    "Build a network with published weights; when the hub can't be found, look in its cache only instead of trying for a minute"
+    host = urlparse(constants.ENDPOINT).hostname
+    try: offline = not getproxies() and not socket.getaddrinfo(host, 443)
+    except OSError: offline = True
+    with patch.object(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE or offline): return _build(spec, pretrained=True)
 
 
 def _with_weights(spec: ModelSpec, file: Path) -> nn.Module:
