@@ -21,7 +21,7 @@ from .models import ModelSpec, create_model, logits_and_features
 from .scores import task_score
 from .task import Task, multi_hot, task_loss
 
-# %% ../nbs/40_metaloss.ipynb #14c17e7e
+# %% ../nbs/40_metaloss.ipynb #e4d62343
 class MetaLoss(nn.Module):
     "The learned loss $h_\\varphi$ (De Min et al. 2025, section 4)"
     def __init__(
@@ -34,7 +34,7 @@ class MetaLoss(nn.Module):
         dropout: float = .5,    # While it learns
     ):
         super().__init__()
-        self.task = task
+        self.task, self.n_features = task, n_features
         width = 2 * task.n_outputs + n_features + embedding
         self.embed = nn.Embedding(n_identities, embedding)
         self.input_block = nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(dropout))
@@ -48,8 +48,7 @@ class MetaLoss(nn.Module):
         identities: Tensor,  # (n,) row of each person in the embedding
     ) -> Tensor:             # A scalar, positive
         "The mean score of support pictures"
-        answer = logits.sigmoid() if self.task.is_multi_label else logits.softmax(1)
-        seen = torch.cat([answer, features, multi_hot(self.task, targets), self.embed(identities)], 1)
+        seen = torch.cat([logits.sigmoid(), features, multi_hot(self.task, targets), self.embed(identities)], 1)
         return self.output_block(self.input_block(seen)).mean()
 
 # %% ../nbs/40_metaloss.ipynb #3b20d170
@@ -107,7 +106,7 @@ def unlearning_step(
     after = {name: p.detach() - eta * g if g is not None else p.detach() for (name, p), g in zip(parameters.items(), gradients, strict=True)}
     return after, value.detach(), c
 
-# %% ../nbs/40_metaloss.ipynb #a4e2972d
+# %% ../nbs/40_metaloss.ipynb #78c042dc
 Batch = tuple[Tensor, Tensor]  # Pictures and targets
 
 
@@ -117,11 +116,12 @@ class Objective:
     compare: Literal["full", "original", "unlearned"] = "full"     # Val before and after the step, only before, only after
     distance: Literal["smooth_l1", "l1", "l2"] = "smooth_l1"       # d
     weigh_by_score: bool = True                                    # The factor (1 − score)
+    absent: float | None = None                                    # Average precision of an attribute absent from a batch; None: left out
 
     def level(self, task: Task, logits: Tensor, targets: Tensor) -> Tensor:
         "L of one batch"
         loss = task_loss(task, logits, targets)
-        return loss * (1 - task_score(task, logits.detach(), targets)) if self.weigh_by_score else loss
+        return loss * (1 - task_score(task, logits.detach(), targets, self.absent)) if self.weigh_by_score else loss
 
     def apart(self, forget: Tensor, before: Tensor | float, after: Tensor | float) -> Tensor:
         "A of one pair of batches, from their levels"

@@ -16,24 +16,28 @@ from .loaders import FaceLoader, FaceSet, face_set
 from .task import BadInput, Task
 from .toy import toy_faces
 
-# %% ../nbs/05_scores.ipynb #2fbd245e
+# %% ../nbs/05_scores.ipynb #18df4ddf
 def mean_average_precision(
     logits: Tensor,   # (n, attributes), any real number
     targets: Tensor,  # (n, attributes) of 0/1
-) -> float:           # In [0, 1]; nan when no picture has any attribute
+    absent: float | None = None,  # What an attribute counts that no picture has; None: it is left out
+) -> float:           # In [0, 1]; nan when no attribute counts
     "Average precision of each attribute that occurs, averaged (macro mAP, as scikit-learn computes it)"
     occurs = targets.sum(0) > 0
-    if not occurs.any(): return float("nan")
-    return float(average_precision_score(targets[:, occurs].numpy(force=True), logits[:, occurs].numpy(force=True), average="macro"))
+    mean = average_precision_score(targets[:, occurs].numpy(force=True), logits[:, occurs].numpy(force=True)) if occurs.any() else float("nan")
+    if absent is None: return float(mean)
+    share = occurs.float().mean().item()
+    return share * float(mean if occurs.any() else 0) + (1 - share) * absent
 
-# %% ../nbs/05_scores.ipynb #273db0fd
+# %% ../nbs/05_scores.ipynb #da7548fb
 def task_score(
     task: Task,        # What the network predicts
     logits: Tensor,    # (n, classes)
     targets: Tensor,   # (n, classes) of 0/1, or (n,) class indices
+    absent: float | None = None,  # As for `mean_average_precision`
 ) -> float:            # In [0, 1]
     "mAP for attributes, accuracy for classes"
-    if task.is_multi_label: return mean_average_precision(logits, targets)
+    if task.is_multi_label: return mean_average_precision(logits, targets, absent)
     return (logits.argmax(1) == targets).float().mean().item()
 
 

@@ -1,0 +1,96 @@
+"""Arithmetic against the golden vectors in the folder that ONE_SHUI_GOLDEN names; skipped without one."""
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from one_shui.attacks import loss_attack
+from one_shui.metaloss import MetaLoss, Objective, Support, meta_gradient, meta_gradient_by_double_backward, val_levels
+from one_shui.models import ModelSpec, create_model
+from one_shui.scores import mean_average_precision, tow_factor
+from one_shui.task import Task
+
+FOLDER = os.environ.get("ONE_SHUI_GOLDEN")
+pytestmark = pytest.mark.skipif(not FOLDER, reason="set ONE_SHUI_GOLDEN to the folder of golden vectors")
+
+
+def files(pattern):
+    "The golden files of a family; the folder must hold at least one"
+    found = sorted(Path(FOLDER).glob(pattern)) if FOLDER else []
+    if FOLDER: assert found, f"no {pattern} in {FOLDER}"
+    return pytest.mark.parametrize("file", found, ids=lambda file: file.stem)
+
+
+def read(file):
+    "Tensors and settings of a golden file"
+    with safe_open(file, "pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}, {k: json.loads(v) for k, v in (opened.metadata() or {}).items()}
+
+
+def part(tensors, prefix):
+    "The tensors below a prefix"
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def assert_close(ours, golden, tolerance=1e-4):
+    "Within `tolerance` of the largest absolute value of the golden tensor"
+    assert ours.shape == golden.shape
+    assert (ours - golden).abs().max() <= tolerance * max(golden.abs().max().item(), 1e-12)
+
+
+@files("metric_map*.safetensors")
+def test_map(file):
+    tensors, _ = read(file)
+    assert mean_average_precision(tensors["logits"], tensors["targets"], absent=0.) == pytest.approx(tensors["map"].item(), abs=1e-5)
+
+
+@files("metric_tow_factor*.json")
+def test_tow_factor(file):
+    rows = json.loads(file.read_text())
+    assert rows
+    for row in rows: assert tow_factor(row["approx"], row["retrain"]) == pytest.approx(row["factor"], abs=1e-5)
+
+
+@files("metric_loss_mia*.safetensors")
+def test_loss_attack(file):
+    tensors, facts = read(file)
+    result = loss_attack(*(tensors[k] for k in ("retain", "val", "forget", "test")))
+    assert 100 * result.auc == pytest.approx(float(facts["auc_percent"]), abs=1)
+    assert 100 * result.judged_out == pytest.approx(float(facts["forget_not_member_percent"]), abs=1)
+
+
+def batches(tensors, prefix, size):
+    "Pictures and targets in batches, in order"
+    return list(zip(tensors[f"{prefix}.x"].split(size), tensors[f"{prefix}.y"].split(size), strict=True))
+
+
+@files("meta_unlearn_*.safetensors")
+@pytest.mark.parametrize("gradient", [meta_gradient, meta_gradient_by_double_backward])
+def test_meta_unlearn(file, gradient):
+    tensors, facts = read(file)
+    task = Task("multi-label" if facts["task"] == "multilabel" else "multi-class", tuple(map(str, range(facts["num_classes"]))))
+    model = create_model(ModelSpec("vit_tiny_patch16_224", facts["num_classes"], options=facts["vit"])).eval()
+    model.load_state_dict(part(tensors, "theta"))
+    identities = tensors["identities"]
+    meta_loss = MetaLoss(task, model.num_features, len(identities), facts["hidden_size"], facts["identity_embed_size"], facts["dropout"])
+    meta_loss.load_state_dict(part(tensors, "phi"))
+    support = Support(tensors["support.x"], tensors["support.y"], torch.searchsorted(identities, tensors["support.id"]))
+    forget, val = (batches(tensors, name, facts["batch_size"]) for name in ("forget", "val"))
+    objective = Objective(facts["loss_type"], facts["forget_loss"], facts["weigh_by_one_minus_accuracy"], absent=0.)
+    step = gradient(model, meta_loss, support, forget, val, val_levels(model, task, val, objective), facts["meta_lr"], objective, "leaves")
+    assert step.objective == pytest.approx(facts["aux_loss"], rel=1e-5)
+    assert step.meta_loss * len(support.x) == pytest.approx(facts["meta_loss"], rel=1e-5)  # the file has the sum over S
+    for name, golden in part(tensors, "phi_grad").items(): assert_close(step.gradient[name], golden)
+    before = part(tensors, "theta")
+    for name, golden in part(tensors, "theta_unlearned").items():
+        if not golden.is_floating_point(): continue
+        assert_close(step.unlearned.get(name, before[name]) - before[name], golden - before[name])
+
+
+def test_the_comparison_can_fail():
+    with pytest.raises(AssertionError): assert_close(torch.tensor([1., 2.001]), torch.tensor([1., 2.]))
+    assert_close(torch.tensor(np.float32([1, 2.00001])), torch.tensor([1., 2.]))
