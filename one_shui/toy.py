@@ -157,14 +157,14 @@ def label_ages(
     seen = photos["age"].to_numpy() + quirk * rng.standard_normal(n_people)[photos["person"]] + .03 * rng.standard_normal(len(photos))
     return np.clip(seen * len(AGE_CLASSES), 0, len(AGE_CLASSES) - 1).astype(np.int64)
 
-# %% ../nbs/01_toy.ipynb #969b079a
+# %% ../nbs/01_toy.ipynb #00a755dc
 def toy_faces(
     n_people: int = 120,            # How many people
     n_photos: int = 16,             # Photos of each
     size: int = 64,                 # Side of a picture in pixels
     seed: int = 0,                  # Same seed, same pictures and labels
     task: str = "attributes",       # "attributes" (multi-label) or "ages" (multi-class)
-    quirk: float = .35,             # How much labels depend on who it is; 0: not at all
+    quirk: float = .15,             # How much labels depend on who it is; 0: not at all
 ) -> Faces:
     "Faces drawn in code, with labels; raises `BadInput` for values that make no picture"
     for name, value in dict(n_people=n_people, n_photos=n_photos, size=size).items():

@@ -56,7 +56,7 @@ class Handover:
     retain: FaceSet | None = None  # The other train pictures; only for methods with full access
     val: FaceSet | None = None     # Only for methods with full access
 
-# %% ../nbs/30_unlearn.ipynb #7f1c2897
+# %% ../nbs/30_unlearn.ipynb #b67b677e
 @dataclass
 class Unlearner:
     "A method. Subclass it, give it a name, say what it needs, write `unlearn`"
@@ -64,6 +64,11 @@ class Unlearner:
     needs: ClassVar[Needs]        # See the table above
     source: ClassVar[str] = ""    # Paper
     seed: int = 0                 # Of anything random in it
+
+    @classmethod
+    def for_request(cls, dataset: str, n_forget: int, **settings) -> "Unlearner":
+        "The method with settings that suit a dataset and a request size, unless they are given"
+        return cls(**settings)
 
     def prepare(
         self,
@@ -171,7 +176,7 @@ def prepare_method(
     facts = dict(artifact.facts, method=method.name, weights=weights_digest(model.state_dict()))
     return Prepared(Artifact(artifact.tensors, facts), time.perf_counter() - start)
 
-# %% ../nbs/30_unlearn.ipynb #d4826b51
+# %% ../nbs/30_unlearn.ipynb #eedd3022
 def apply_method(
     method: Unlearner,           # Which
     model: nn.Module,            # The original network; not changed
@@ -194,4 +199,7 @@ def apply_method(
     with torch.random.fork_rng():
         torch.manual_seed(method.seed)
         unlearned = fresh.unlearn(copy.deepcopy(model).eval(), artifact, handover)
-    return unlearned.eval(), time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    if not all(p.isfinite().all() for p in unlearned.state_dict().values()):
+        raise BadInput(f"{method.name} ({method}) left weights that aren't numbers; use a smaller step")
+    return unlearned.eval(), seconds
