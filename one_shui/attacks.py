@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .task import BadInput
 
-# %% ../nbs/21_attacks.ipynb #7321474d
+# %% ../nbs/21_attacks.ipynb #27359347
 @dataclass(frozen=True)
 class LossAttack:
     "What an attack on losses found"
@@ -33,7 +33,8 @@ def loss_attack(
     parts = dict(retain=retain, val=val, forget=forget, test=test)
     columns = {name: np.asarray(losses, dtype=np.float64).reshape(-1, 1) for name, losses in parts.items()}
     for name, losses in columns.items():
-        if len(losses) == 0 or not np.isfinite(losses).all(): raise BadInput(f"the loss attack needs finite losses, {name} has {len(losses)} values or a nan")
+        if len(losses) == 0 or not np.isfinite(losses).all():
+            raise BadInput(f"the loss attack needs finite losses, {name} has {len(losses)} values or a nan")
     seen = np.concatenate([columns["retain"], columns["val"]]), np.repeat([1, 0], [len(columns["retain"]), len(columns["val"])])
     judged, best = np.concatenate([columns["forget"], columns["test"]]), LossAttack(float("nan"), -1.)
     for trees in (20, 50, 100):

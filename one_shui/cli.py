@@ -14,7 +14,7 @@ import typer
 
 from .task import BadInput
 
-# %% ../nbs/52_cli.ipynb #4da3ed3a
+# %% ../nbs/52_cli.ipynb #e161a29d
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
                   help="Make a trained face model forget people from one picture each, and see how well that worked.")
 
@@ -25,7 +25,8 @@ def _settings(given: list[str]) -> dict[str, dict]:
     for text in given:
         name, equals, value = text.partition("=")
         method, dot, key = name.partition(".")
-        if not (equals and dot and key): raise BadInput(f"can't read the setting {text!r}; write --set METHOD.NAME=VALUE, e.g. --set metaunlearn.eta=0.03")
+        if not (equals and dot and key):
+            raise BadInput(f"can't read the setting {text!r}; write --set METHOD.NAME=VALUE, e.g. --set metaunlearn.eta=0.03")
         try: settings.setdefault(method, {})[key] = json.loads(value)
         except json.JSONDecodeError: settings[method][key] = value
     return settings
@@ -39,8 +40,9 @@ def _run(config, out: str) -> None:
     report = save_report(rows, config, out)
     typer.echo(f"\n{result_table(rows).to_string()}\n\n" + "\n".join(summary(rows)) + f"\n\nreport: {report.resolve()}")
 
-# %% ../nbs/52_cli.ipynb #add184e5
-@app.command(name="run", epilog="Examples:\n\n`one-shui run --dataset celeba --root DATA --n-forget 20 --arch resnet18 --size 64 --epochs 12 --out runs/celeba`\n\n"
+# %% ../nbs/52_cli.ipynb #26571432
+@app.command(name="run", epilog="Examples:\n\n"
+             "`one-shui run --dataset celeba --root DATA --n-forget 20 --arch resnet18 --size 64 --epochs 12 --out runs/celeba`\n\n"
              "`one-shui run --dataset toy --method original,retrain,gradient_ascent --set gradient_ascent.lr=0.003 --out runs/ascent`\n\n"
              "Give the same command again to resume it, or with another --method to add one.")
 def run_command(

@@ -6,12 +6,10 @@
 __all__ = ['COLUMNS', 'Say', 'Config', 'make_method', 'check_config', 'open_folder', 'Pictures', 'load_pictures', 'measure',
            'add_tow', 'original_network', 'forget', 'run']
 
-# %% ../nbs/50_experiment.ipynb #9c863996
+# %% ../nbs/50_experiment.ipynb #59393418
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from .toy import toy_faces
 from .training import RECIPES, Recipe, fit
 from .unlearn import Artifact, Prepared, Unlearner, apply_method, find_method, prepare_method
 
-# %% ../nbs/50_experiment.ipynb #0e678946
+# %% ../nbs/50_experiment.ipynb #07ef9d8b
 @dataclass(frozen=True)
 class Config:
     "One run: data, network, training, and the methods to compare"
@@ -52,20 +50,22 @@ class Config:
     @classmethod
     def tiny(cls, **changes) -> "Config":
         "A run of seconds, for tests and for looking around"
-        return cls(**dict(n_forget=3, size=32, epochs=6, toy=dict(n_people=30, n_photos=6, size=32), arch_options=dict(width=8),
-                          settings=dict(metaunlearn=dict(epochs=1))) | changes)
+        small = cls(n_forget=3, size=32, epochs=6, toy=dict(n_people=30, n_photos=6, size=32), arch_options=dict(width=8),
+                    settings=dict(metaunlearn=dict(epochs=1)))
+        return replace(small, **changes)
 
     def to_recipe(self) -> Recipe:
         "The recipe, with this run's number of epochs"
         recipe = RECIPES[self.recipe or ("toy" if self.dataset == "toy" else "celeba-subset")]
         return recipe if self.epochs is None else replace(recipe, epochs=self.epochs)
 
-# %% ../nbs/50_experiment.ipynb #8ad87ab7
+# %% ../nbs/50_experiment.ipynb #0eb05a74
 def make_method(config: Config, name: str) -> Unlearner:
     "A method with its settings for this run; raises `BadInput` for an unknown method or setting"
     kind, given = find_method(name), config.settings.get(name, {})
     known = [f.name for f in fields(kind) if f.name != "train_on"]
-    if unknown := given.keys() - set(known): raise BadInput(f"{name} has no setting {sorted(unknown)[0]!r}; it has {', '.join(known)}")
+    if unknown := given.keys() - set(known):
+        raise BadInput(f"{name} has no setting {sorted(unknown)[0]!r}; it has {', '.join(known)}")
     return kind.for_request(config.dataset, config.n_forget, **{"seed": config.seed, **given})
 
 
@@ -73,15 +73,18 @@ def check_config(config: Config) -> None:
     "Raise `BadInput` for anything that can be known to be wrong without looking at pictures"
     check_choice("dataset", config.dataset, ["toy", *READERS])
     if config.recipe is not None: check_choice("recipe", config.recipe, RECIPES)
-    if config.n_forget < 1: raise BadInput(f"n_forget is {config.n_forget}; a request needs at least 1 person (--n-forget 1)")
-    if config.epochs is not None and config.epochs < 1: raise BadInput(f"epochs is {config.epochs}; train for at least 1 (--epochs 1)")
+    if config.n_forget < 1:
+        raise BadInput(f"n_forget is {config.n_forget}; a request needs at least 1 person (--n-forget 1)")
+    if config.epochs is not None and config.epochs < 1:
+        raise BadInput(f"epochs is {config.epochs}; train for at least 1 (--epochs 1)")
     if not config.methods: raise BadInput("no method to run; give at least one (--method original,retrain)")
-    if stray := config.settings.keys() - set(config.methods): raise BadInput(f"settings for {sorted(stray)[0]}, which isn't among the methods {', '.join(config.methods)}")
+    if stray := config.settings.keys() - set(config.methods):
+        raise BadInput(f"settings for {sorted(stray)[0]}, which isn't among the methods {', '.join(config.methods)}")
     for name in config.methods: make_method(config, name)
     check_spec(ModelSpec(config.arch, 1, config.size, config.seed, config.arch_options))
     if config.weights and not Path(config.weights).is_file(): raise BadInput(f"no weights file {config.weights}")
 
-# %% ../nbs/50_experiment.ipynb #30c2538c
+# %% ../nbs/50_experiment.ipynb #5b0f3b10
 def open_folder(
     config: Config,     # The run
     out: str | Path,    # Its folder; made when missing
@@ -92,7 +95,8 @@ def open_folder(
         folder.mkdir(parents=True, exist_ok=True)
         write_text(probe := folder / ".probe", "")
         probe.unlink()
-    except OSError as error: raise BadInput(f"can't write to {folder}: {error.strerror}; choose another folder (--out DIR)") from error
+    except OSError as error:
+        raise BadInput(f"can't write to {folder}: {error.strerror}; choose another folder (--out DIR)") from error
     file, facts = folder / "config.json", json.loads(json.dumps(asdict(config)))
     if file.exists(): facts = _merge(json.loads(file.read_text()), facts, folder)
     write_text(file, json.dumps(facts, indent=1) + "\n")
@@ -102,10 +106,12 @@ def open_folder(
 def _merge(old: dict, new: dict, folder: Path) -> dict:
     "The config of a reopened folder"
     for key in old.keys() - {"methods", "settings", "root"}:
-        if old[key] != new[key]: raise BadInput(f"{folder} holds a run with {key} {old[key]!r}, this one has {new[key]!r}; choose another folder (--out DIR)")
+        if old[key] != new[key]:
+            raise BadInput(f"{folder} holds a run with {key} {old[key]!r}, this one has {new[key]!r}; choose another folder (--out DIR)")
     for name in set(old["methods"]) & set(new["methods"]):
-        if old["settings"].get(name) != new["settings"].get(name):
-            raise BadInput(f"{folder} holds {name} with settings {old['settings'].get(name)}, this run has {new['settings'].get(name)}; choose another folder (--out DIR)")
+        before, now = (facts["settings"].get(name) for facts in (old, new))
+        if before != now:
+            raise BadInput(f"{folder} holds {name} with settings {before}, this run has {now}; choose another folder (--out DIR)")
     return dict(new, methods=list(dict.fromkeys([*old["methods"], *new["methods"]])), settings=old["settings"] | new["settings"])
 
 # %% ../nbs/50_experiment.ipynb #e1c80139

@@ -64,7 +64,7 @@ def _read_attributes(
         raise BadInput(f"{file}, line {row + 3}: {names[column]} is {values.iat[row, column]}, expected -1 or 1")
     return pd.concat([table[["path"]], values.gt(0).astype(np.uint8)], axis=1), names
 
-# %% ../nbs/02_faces.ipynb #d80e7c3a
+# %% ../nbs/02_faces.ipynb #44f6989c
 def _keep_present(
     table: pd.DataFrame,  # With a column `path`, relative to `root`
     root: Path,           # The dataset's folder
@@ -74,8 +74,10 @@ def _keep_present(
     for folder in sorted({os.path.dirname(path) for path in table["path"]}):
         if (root / folder).is_dir(): there |= {f"{folder}/{entry.name}" for entry in os.scandir(root / folder)}
     kept = table[table["path"].isin(there)].reset_index(drop=True)
-    if kept.empty: raise BadInput(f"none of the {len(table)} pictures listed is in {root}, e.g. {root / table['path'].iloc[0]}")
-    if missing := len(table) - len(kept): warnings.warn(f"{missing} of {len(table)} pictures listed aren't in {root}; left out", stacklevel=3)
+    if kept.empty:
+        raise BadInput(f"none of the {len(table)} pictures listed is in {root}, e.g. {root / table['path'].iloc[0]}")
+    if missing := len(table) - len(kept):
+        warnings.warn(f"{missing} of {len(table)} pictures listed aren't in {root}; left out", stacklevel=3)
     return kept
 
 # %% ../nbs/02_faces.ipynb #8dc91a9a
@@ -97,7 +99,7 @@ def read_celeba(
     people = _read_columns(folder / "identity_CelebA.txt", ["path", "identity"])
     return _attribute_faces("celeba", folder, "img_align_celeba", people, "list_attr_celeba.txt")
 
-# %% ../nbs/02_faces.ipynb #52aaf009
+# %% ../nbs/02_faces.ipynb #ec835394
 def _write_attributes(faces: Faces, file: Path, names: list[str]) -> None:
     "Write an attribute file in CelebA's form"
     rows = [f"{n} " + " ".join(f"{v:2d}" for v in row) for n, row in zip(names, faces.targets.astype(int) * 2 - 1, strict=True)]
@@ -107,7 +109,8 @@ def _write_attributes(faces: Faces, file: Path, names: list[str]) -> None:
 def _write_mufac(faces: Faces, root: Path, people: np.ndarray) -> list[str]:
     "Write MUFAC's three tables (80/10/10 by picture, as its people overlap too); returns where the pictures go"
     age = np.array(list("abcdefgh"))[faces.targets]
-    table = pd.DataFrame(dict(family_id=[f"F{k // 4 + 1:04d}" for k in people], person_id=[*np.array(list("ABCD"))[people % 4]], age_class=age))
+    family, person = [f"F{k // 4 + 1:04d}" for k in people], np.array(list("ABCD"))[people % 4]
+    table = pd.DataFrame(dict(family_id=family, person_id=person, age_class=age))
     table["image_path"] = [f"{f}_AGE_{p}_{i:05d}_{a}1.jpg" for i, (f, p, a) in enumerate(table.to_numpy())]
     part = np.array(["train"] * 8 + ["val", "test"])[np.arange(len(table)) % 10]
     for name in ("train", "val", "test"): table[part == name].to_csv(root / f"custom_{name}_dataset.csv", index=False)
@@ -133,7 +136,7 @@ def save_faces(
         _write_attributes(faces, folder / ("CelebAMask-HQ-attribute-anno.txt" if hq else "list_attr_celeba.txt"), names)
         lines = "".join(f"{name} {k + 1}\n" for name, k in zip(names, people, strict=True))
         (folder / ("CelebA-HQ-identity.txt" if hq else "identity_CelebA.txt")).write_text(lines)
-    for path, picture in zip(paths, faces.pictures, strict=True):
+    for path, picture in zip(paths, faces.pictures if faces.pictures is not None else (), strict=True):
         (folder / path).parent.mkdir(exist_ok=True)
         Image.fromarray(picture).save(folder / path, quality=quality)
     return folder
@@ -158,7 +161,7 @@ def read_celebahq(
     folder = _find(root, "CelebAMask-HQ", "CelebAMask-HQ-attribute-anno.txt")
     return _attribute_faces("celebahq", folder, "CelebA-HQ-img", _hq_people(folder), "CelebAMask-HQ-attribute-anno.txt")
 
-# %% ../nbs/02_faces.ipynb #a8bb9fd6
+# %% ../nbs/02_faces.ipynb #4ca8a541
 def read_mufac(
     root: str | Path,  # The folder that holds `mufac/`, or that folder
 ) -> Faces:
@@ -172,7 +175,8 @@ def read_mufac(
         parts.append(table.assign(path=f"{part}_images/" + table["image_path"].astype(str)))
     table = pd.concat(parts, ignore_index=True)
     label = table["age_class"].map({letter: i for i, letter in enumerate("abcdefgh")})
-    if label.isna().any(): raise BadInput(f"{folder}: age_class is {table['age_class'][label.isna()].iloc[0]!r}, expected a letter a to h")
+    if label.isna().any():
+        raise BadInput(f"{folder}: age_class is {table['age_class'][label.isna()].iloc[0]!r}, expected a letter a to h")
     identity = table["family_id"].astype(str) + "_" + table["person_id"].astype(str)
     pooled = pd.DataFrame(dict(path=table["path"], identity=identity, label=label.astype(int)))
     return Faces("mufac", _keep_present(pooled, folder), Task("multi-class", AGE_CLASSES), folder)

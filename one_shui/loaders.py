@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['cache_folder', 'cached_pictures', 'FaceSet', 'face_set', 'Plain', 'batch_transforms', 'FaceLoader', 'face_loaders']
 
-# %% ../nbs/04_loaders.ipynb #fb387292
+# %% ../nbs/04_loaders.ipynb #bd89b84d
+import copy
 import hashlib
 import os
 import warnings
@@ -19,10 +20,7 @@ from fastcore.xdg import xdg_cache_home
 from fasttransform import Transform
 from PIL import Image, ImageOps
 from torch import Tensor
-
-from .faces import read_faces, save_faces
 from .task import BadInput, Faces, Task
-from .toy import toy_faces
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # fastai uses torch.jit.script, which torch has deprecated
@@ -53,7 +51,7 @@ def cache_folder() -> Path:
     "Where decoded pictures are kept: `ONE_SHUI_CACHE`, or the user's cache folder"
     return Path(os.environ.get("ONE_SHUI_CACHE") or xdg_cache_home() / "one_shui")
 
-# %% ../nbs/04_loaders.ipynb #92bd6c8d
+# %% ../nbs/04_loaders.ipynb #457114a2
 def _decode_into(out: np.ndarray, files: list[Path], row: int) -> str | None:
     "Decode one file into its row; returns what went wrong"
     try: out[row] = _decode(files[row], out.shape[1])
@@ -78,14 +76,15 @@ def cached_pictures(
         half = file.with_suffix(f".{os.getpid()}.part")
         out = np.lib.format.open_memmap(half, mode="w+", dtype=np.uint8, shape=(len(faces), size, size, 3))
         work = partial(_decode_into, out, [faces.root / path for path in faces.table["path"]])
-        bad = [problem for problem in parallel(work, range(len(faces)), n_workers=os.cpu_count() or 1, threadpool=True, progress=progress) if problem]
+        problems = parallel(work, range(len(faces)), n_workers=os.cpu_count() or 1, threadpool=True, progress=progress)
         out.flush()
-        if bad: half.unlink()
-        if bad: raise BadInput(f"{len(bad)} pictures can't be read, the first is {bad[0]}; replace or remove them")
+        if bad := [problem for problem in problems if problem]:
+            half.unlink()
+            raise BadInput(f"{len(bad)} pictures can't be read, the first is {bad[0]}; replace or remove them")
         os.replace(half, file)
     return np.load(file, mmap_mode="r")
 
-# %% ../nbs/04_loaders.ipynb #aa4e2a4e
+# %% ../nbs/04_loaders.ipynb #7ae91b61
 class FaceSet:
     "Some pictures of a dataset with their labels and people, in memory or mapped from disk"
     n_inp = 1  # fastai: one input, the rest are targets
@@ -98,8 +97,10 @@ class FaceSet:
         identities: np.ndarray,  # (all,) who each picture shows
         task: Task,              # What the targets mean
     ):
-        self._pictures, self._rows, self.task = pictures, np.asarray(rows), task
-        self._targets, self._identities = targets[self._rows], identities[self._rows]
+        self._rows, self.task = np.asarray(rows), task
+        self._pictures: np.ndarray | None = pictures
+        self._targets: np.ndarray | None = targets[self._rows]
+        self._identities: np.ndarray | None = identities[self._rows]
 
     def __len__(self) -> int: return len(self._rows)
 
@@ -135,9 +136,9 @@ class FaceSet:
 
     def subset(self, positions) -> "FaceSet":
         "The set of these positions of this set"
-        new = object.__new__(FaceSet)
-        new._pictures, new._rows, new.task = self._open(self._pictures), self._rows[positions], self.task
-        new._targets, new._identities = self._targets[positions], self._identities[positions]
+        new = copy.copy(self)
+        new._pictures, new._rows = self._open(self._pictures), self._rows[positions]
+        new._targets, new._identities = self._open(self._targets)[positions], self.identities[positions]
         return new
 
 # %% ../nbs/04_loaders.ipynb #2216296a

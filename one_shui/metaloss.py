@@ -6,7 +6,7 @@
 __all__ = ['Moved', 'Batch', 'MetaLoss', 'moved_parameters', 'Support', 'unlearning_step', 'Objective', 'val_levels', 'MetaStep',
            'meta_gradient', 'meta_gradient_by_double_backward']
 
-# %% ../nbs/40_metaloss.ipynb #cb2d628b
+# %% ../nbs/40_metaloss.ipynb #c3796fbb
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .models import ModelSpec, create_model, logits_and_features
+from .models import logits_and_features
 from .scores import task_score
 from .task import Task, multi_hot, task_loss
 
-# %% ../nbs/40_metaloss.ipynb #e4d62343
+# %% ../nbs/40_metaloss.ipynb #8835974c
 class MetaLoss(nn.Module):
-    "The learned loss $h_\\varphi$ (De Min et al. 2025, section 4)"
+    "The learned loss h of MetaUnlearn (De Min et al. 2025, section 4)"
     def __init__(
         self,
         task: Task,             # What the big network predicts
@@ -37,7 +37,8 @@ class MetaLoss(nn.Module):
         self.task, self.n_features = task, n_features
         width = 2 * task.n_outputs + n_features + embedding
         self.embed = nn.Embedding(n_identities, embedding)
-        self.input_block = nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(dropout))
+        self.input_block = nn.Sequential(
+            nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(dropout))
         self.output_block = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, 1), nn.Softplus())
 
     def forward(
@@ -64,7 +65,7 @@ def moved_parameters(
     leaves = {name for name, module in model.named_modules() if not any(module.children())}
     return {name: p for name, p in model.named_parameters() if name.rpartition(".")[0] in leaves}
 
-# %% ../nbs/40_metaloss.ipynb #3ed1a43e
+# %% ../nbs/40_metaloss.ipynb #5f8bce2c
 class Support(NamedTuple):
     "Support pictures as tensors"
     x: Tensor           # (n, 3, size, size)
@@ -102,8 +103,9 @@ def unlearning_step(
     "The moved parameters after one step (detached), M, and c"
     z = _Outputs(model).at(parameters, support.x)
     value, c = _sensitivity(meta_loss, z, support)
-    gradients = torch.autograd.grad(z, list(parameters.values()), [t.detach() for t in c], allow_unused=True)
-    after = {name: p.detach() - eta * g if g is not None else p.detach() for (name, p), g in zip(parameters.items(), gradients, strict=True)}
+    weights = list(parameters.values())
+    gradients = torch.autograd.grad(z, weights, [t.detach() for t in c], allow_unused=True, materialize_grads=True)
+    after = {name: p.detach() - eta * g for (name, p), g in zip(parameters.items(), gradients, strict=True)}
     return after, value.detach(), c
 
 # %% ../nbs/40_metaloss.ipynb #78c042dc
@@ -140,7 +142,7 @@ def val_levels(
     "L of each val batch under the original network"
     return [objective.level(task, model(x), y).item() for x, y in batches]
 
-# %% ../nbs/40_metaloss.ipynb #54546a51
+# %% ../nbs/40_metaloss.ipynb #7f522d8d
 class MetaStep(NamedTuple):
     "What one simulated request teaches"
     gradient: dict[str, Tensor]    # dA/dφ by parameter name
@@ -191,7 +193,7 @@ def meta_gradient(
     total, v = _pull(outputs, meta_loss.task, after, forget, val, levels, objective)
     detached = {name: p.detach() for name, p in parameters.items()}
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no forward mode
-        _, t = jvp(lambda p: outputs.at(p, support.x), (detached,), (dict(zip(parameters, v, strict=True)),))
+        t = jvp(lambda p: outputs.at(p, support.x), (detached,), (dict(zip(parameters, v, strict=True)),))[1]
     product = sum((a * b.detach()).sum() for a, b in zip(c, t, strict=True))
     names, weights = zip(*meta_loss.named_parameters(), strict=True)
     gradient = torch.autograd.grad(-eta * product, weights, allow_unused=True, materialize_grads=True)

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['MetaUnlearn']
 
-# %% ../nbs/41_metaunlearn.ipynb #c3b54857
-import itertools
+# %% ../nbs/41_metaunlearn.ipynb #f3ad30a2
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +16,12 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .loaders import FaceLoader, FaceSet, face_set
+from .loaders import FaceLoader, FaceSet
 from .metaloss import Batch, MetaLoss, Moved, Objective, Support, meta_gradient, moved_parameters, unlearning_step, val_levels
-from .models import ModelSpec, create_model, logits_and_features
-from .scores import predict, task_score
-from .splits import make_splits, simulate_requests
+from .models import logits_and_features
+from .splits import simulate_requests
 from .task import BadInput
-from .toy import toy_faces
-from .unlearn import Artifact, Needs, Unlearner, apply_method, prepare_method
+from .unlearn import Artifact, Needs, Unlearner
 
 # %% ../nbs/41_metaunlearn.ipynb #d4425ff4
 def _batches(pictures: FaceSet, size: int, device: torch.device) -> list[Batch]:
@@ -52,7 +49,7 @@ def _simulations(
         for asking, rest in simulate_requests(train.identities, n_forget, np.random.default_rng([seed, epoch])):
             yield train.subset(asking), train.subset(rest)
 
-# %% ../nbs/41_metaunlearn.ipynb #25322167
+# %% ../nbs/41_metaunlearn.ipynb #b559c1d5
 @dataclass
 class MetaUnlearn(Unlearner):
     "Meta-learn a loss whose gradient step forgets (De Min et al. 2025)"
@@ -87,7 +84,8 @@ class MetaUnlearn(Unlearner):
             val_batches = _batches(val, self.batch_size, device)
             levels = val_levels(model, train.task, val_batches, self.objective)
             history = []
-            for asking, rest in tqdm(_simulations(train, self.n_forget, self.epochs, self.seed), "meta-training", rounds * self.epochs, disable=not self.progress):
+            requests = _simulations(train, self.n_forget, self.epochs, self.seed)
+            for asking, rest in tqdm(requests, "meta-training", rounds * self.epochs, disable=not self.progress):
                 step = meta_gradient(model, meta_loss, _portraits(asking, people, device), _batches(rest, self.batch_size, device),
                                      val_batches, levels, self.eta, self.objective, self.moved)
                 for name, p in meta_loss.named_parameters(): p.grad = step.gradient[name]
@@ -99,8 +97,9 @@ class MetaUnlearn(Unlearner):
     def unlearn(self, model: nn.Module, artifact: Artifact, handover) -> nn.Module:
         "One step on the support pictures"
         device, people = next(model.parameters()).device, artifact.facts["people"]
-        meta_loss = MetaLoss(handover.support.task, artifact.facts["features"], len(people), self.hidden, dropout=self.dropout).eval().to(device)
+        meta_loss = MetaLoss(handover.support.task, artifact.facts["features"], len(people), self.hidden)
         meta_loss.load_state_dict(artifact.tensors)
+        meta_loss.eval().to(device)
         parameters = moved_parameters(model, self.moved)
         after, _, _ = unlearning_step(model, meta_loss, _portraits(handover.support, people, device), self.eta, parameters)
         with torch.no_grad():
@@ -109,8 +108,9 @@ class MetaUnlearn(Unlearner):
 
     def _new_loss(self, model: nn.Module, train: FaceSet, people: list[str]) -> MetaLoss:
         "A fresh learned loss for this network and these people"
-        with torch.no_grad(): features = logits_and_features(model, next(iter(FaceLoader(train, 2, device=next(model.parameters()).device)))[0])[1].shape[1]
-        return MetaLoss(train.task, features, len(people), self.hidden, dropout=self.dropout)
+        (x, _), = _batches(train.subset([0]), 1, next(model.parameters()).device)
+        with torch.no_grad(): features = logits_and_features(model, x)[1]
+        return MetaLoss(train.task, features.shape[1], len(people), self.hidden, dropout=self.dropout)
 
 
 def _requests(train: FaceSet, n_forget: int) -> int:

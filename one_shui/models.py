@@ -78,7 +78,7 @@ def _build(spec: ModelSpec, **pretrained) -> nn.Module:
     size = dict(img_size=spec.size) if fixed and fixed.fixed_input_size else {}
     return timm.create_model(spec.arch, num_classes=spec.n_outputs, **{**size, **spec.options, **pretrained})
 
-# %% ../nbs/10_models.ipynb #488e53f8
+# %% ../nbs/10_models.ipynb #9845be61
 def create_model(
     spec: ModelSpec,                   # What to build
     pretrained: bool = False,          # Start from timm's published weights (downloads them)
@@ -106,25 +106,27 @@ def _from_hub(spec: ModelSpec) -> nn.Module:
 
 def _with_weights(spec: ModelSpec, file: Path) -> nn.Module:
     "Build a network that starts from the weights in a file, but with a new classifier"
-    if file.suffix != ".safetensors": raise BadInput(f"{file} isn't a .safetensors file; pickled weights aren't read, convert them first")
+    if file.suffix != ".safetensors":
+        raise BadInput(f"{file} isn't a .safetensors file; pickled weights aren't read, convert them first")
     try: state = load_file(file)
     except (OSError, SafetensorError) as error: raise BadInput(f"can't read the weights {file}: {error}") from error
-    model = _build(spec) if spec.arch == "small_cnn" else _build(spec, pretrained=True, pretrained_cfg_overlay=dict(state_dict=state, custom_load=False))
+    ours = spec.arch == "small_cnn"
+    model = _build(spec) if ours else _build(spec, pretrained=True, pretrained_cfg_overlay=dict(state_dict=state, custom_load=False))
     fresh, new = model.state_dict(), classifier_name(model)
     fits = {k for k, v in state.items() if k in fresh and v.shape == fresh[k].shape}
     if lacking := [k for k in fresh if k not in state and not k.startswith(new)]:
         raise BadInput(f"{file} isn't a {spec.arch}: it lacks {len(lacking)} tensors, e.g. {lacking[0]}")
-    if spec.arch == "small_cnn": model.load_state_dict({k: state[k] for k in fits if not k.startswith(new)}, strict=False)
+    if ours: model.load_state_dict({k: state[k] for k in fits if not k.startswith(new)}, strict=False)
     return model
 
-# %% ../nbs/10_models.ipynb #686bdb91
+# %% ../nbs/10_models.ipynb #597617e3
 def classifier_name(model: nn.Module) -> str:
     "Name of the last linear layer; raises `BadInput` when there is none"
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not names: raise BadInput(f"{type(model).__name__} has no linear layer; features are what goes into the last one")
-    if hasattr(model, "get_classifier"):
-        return next((name for name, module in model.named_modules() if module is model.get_classifier()), names[-1])
-    return names[-1]
+    if not names:
+        raise BadInput(f"{type(model).__name__} has no linear layer; features are what goes into the last one")
+    chosen = getattr(model, "get_classifier", lambda: None)()  # timm networks know theirs
+    return next((name for name, module in model.named_modules() if module is chosen), names[-1])
 
 
 def logits_and_features(
@@ -138,7 +140,7 @@ def logits_and_features(
     finally: hook.remove()
     return logits, seen[-1].flatten(1)
 
-# %% ../nbs/10_models.ipynb #a0adf908
+# %% ../nbs/10_models.ipynb #dbf4778a
 def weights_digest(
     tensors: dict[str, Tensor],  # E.g. a state dict
 ) -> str:
@@ -146,10 +148,10 @@ def weights_digest(
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
-# %% ../nbs/10_models.ipynb #e39ec269
+# %% ../nbs/10_models.ipynb #afa0abd2
 def write_tensors(
     file: str | Path,            # Where to
     tensors: dict[str, Tensor],  # What
@@ -170,10 +172,12 @@ def read_tensors(
         with safe_open(file, "pt") as opened:
             header = json.loads((opened.metadata() or {})["one_shui"])
             return {name: opened.get_tensor(name) for name in opened.keys()}, header
-    except (OSError, SafetensorError) as error: raise BadInput(f"can't read {file}: {error}; is it cut short? delete it and run again") from error
-    except KeyError: raise BadInput(f"{file} has no one_shui header; to start from other weights use --weights FILE") from None
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"can't read {file}: {error}; is it cut short? delete it and run again") from error
+    except KeyError:
+        raise BadInput(f"{file} has no one_shui header; to start from other weights use --weights FILE") from None
 
-# %% ../nbs/10_models.ipynb #a48194e8
+# %% ../nbs/10_models.ipynb #8ede8154
 def save_model(
     model: nn.Module,   # Built from `spec`
     spec: ModelSpec,    # How to build it
@@ -195,10 +199,12 @@ def load_model(
     state, header = read_tensors(file)
     if "spec" not in header: raise BadInput(f"{file} holds no network")
     found = ModelSpec(**header["spec"])
-    if spec is not None and found != spec: raise BadInput(f"{file} holds another network: {found}, expected {spec}; use another folder")
+    if spec is not None and found != spec:
+        raise BadInput(f"{file} holds another network: {found}, expected {spec}; use another folder")
     if splits is not None and header.get("splits") != splits:
         raise BadInput(f"{file} was trained on another split ({header.get('splits')}, this run uses {splits}); use another folder")
-    if weights_digest(state) != header["weights"]: raise BadInput(f"{file} is damaged: its weights aren't those it was saved with; delete it")
+    if weights_digest(state) != header["weights"]:
+        raise BadInput(f"{file} is damaged: its weights aren't those it was saved with; delete it")
     model = create_model(found)
     model.load_state_dict(state)
     return model.eval(), header

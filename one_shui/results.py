@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['TABLE', 'SCHEME', 'result_table', 'score_chart', 'tow_chart', 'training_chart', 'summary', 'save_report']
 
-# %% ../nbs/51_results.ipynb #5d41e4d1
+# %% ../nbs/51_results.ipynb #c793784a
 import html
 import json
 from pathlib import Path
 from string import Template
+from typing import Literal
 
 import altair as alt
 import pandas as pd
 import vl_convert
 
-from .experiment import Config, run
+from .experiment import Config
 from .scores import mean_and_interval
 from .splits import write_text
 
@@ -47,42 +48,47 @@ def result_table(
                            **{name: cell(method, *where) for name, where in columns.items()}} for method in rows["method"].unique()])
     return table.set_index("method")
 
-# %% ../nbs/51_results.ipynb #062df92e
-SCHEME = "tableau10"  # ten colours that most colour-blind readers can tell apart
+# %% ../nbs/51_results.ipynb #16a728d1
+SCHEME: Literal["tableau10"] = "tableau10"  # ten colours that most colour-blind readers can tell apart
 
 
 def score_chart(
     rows: pd.DataFrame,  # As from `run`
-) -> alt.FacetChart:
+) -> alt.TopLevelMixin:
     "Score of each method on forget, retain and test, with the retrained network as a dashed line"
     name = "accuracy" if "accuracy" in set(rows["metric"]) else "mAP"
     shown = rows[(rows["metric"] == name) & rows["split"].isin(["forget", "retain", "test"])]
-    shown = shown.merge(shown[shown["method"] == "retrain"].groupby("split", as_index=False)["value"].mean().rename(columns=dict(value="retrained")), on="split", how="left")
+    retrained = shown[shown["method"] == "retrain"].groupby("split")["value"].mean()
+    shown = shown.assign(retrained=shown["split"].map(retrained))
     order = list(rows["method"].unique())
     y = alt.Y("method:N", sort=order, title=None)
     marks = alt.Chart().mark_circle(size=90, opacity=.9).encode(
         alt.X("value:Q", title=f"{name} (%)", scale=alt.Scale(zero=False)), y,
-        alt.Color("method:N", sort=order, legend=None, scale=alt.Scale(scheme=SCHEME)), tooltip=["method", "split", "seed", alt.Tooltip("value:Q", format=".2f")])
+        alt.Color("method:N", sort=order, legend=None, scale=alt.Scale(scheme=SCHEME)),
+        tooltip=["method", "split", "seed", alt.Tooltip("value:Q", format=".2f")])
     line = alt.Chart().mark_rule(strokeDash=[4, 4]).encode(x="mean(retrained):Q")
     described = "; ".join(f"{m} on {s}: {v:.1f}" for (m, s), v in shown.groupby(["method", "split"])["value"].mean().items())
     return alt.layer(line, marks, data=shown).properties(width=200, height=26 * len(order)).facet(
         column=alt.Column("split:N", title=None)).properties(title=f"{name} against the retrained network (dashed)", description=described)
 
-# %% ../nbs/51_results.ipynb #c771ccc7
+# %% ../nbs/51_results.ipynb #4e047b14
 def tow_chart(
     rows: pd.DataFrame,  # As from `run`, with "retrain" among the methods
-) -> alt.LayerChart:
+) -> alt.TopLevelMixin:
     "ToW of each method, with the original network's as a dashed line"
-    shown = rows[(rows["metric"] == "ToW") & (rows["method"] != "retrain")].groupby(["method", "access"], as_index=False, sort=False)["value"].mean()
+    shown = rows[(rows["metric"] == "ToW") & (rows["method"] != "retrain")]
+    shown = shown.groupby(["method", "access"], as_index=False, sort=False)["value"].mean()
     order = list(shown["method"])
     bars = alt.Chart(shown).mark_bar().encode(
         alt.X("value:Q", title="ToW (100: like retrained)", scale=alt.Scale(domain=[0, 100])), alt.Y("method:N", sort=order, title=None),
-        alt.Color("access:N", scale=alt.Scale(scheme=SCHEME, domain=["support", "statistics", "full"])), tooltip=["method", "access", alt.Tooltip("value:Q", format=".2f")])
+        alt.Color("access:N", scale=alt.Scale(scheme=SCHEME, domain=["support", "statistics", "full"])),
+        tooltip=["method", "access", alt.Tooltip("value:Q", format=".2f")])
     line = alt.Chart(shown[shown["method"] == "original"]).mark_rule(strokeDash=[4, 4]).encode(x="value:Q")
     described = "; ".join(f"{m}: {v:.1f}" for m, v in zip(shown["method"], shown["value"], strict=True))
-    return alt.layer(bars, line).properties(width=420, height=26 * len(order), title="Tug of war; left of the dashed line, doing nothing is better", description=described)
+    title = "Tug of war; left of the dashed line, doing nothing is better"
+    return alt.layer(bars, line).properties(width=420, height=26 * len(order), title=title, description=described)
 
-# %% ../nbs/51_results.ipynb #2e18d445
+# %% ../nbs/51_results.ipynb #eeb9729a
 def training_chart(
     folder: str | Path,  # Of a run
 ) -> alt.Chart:
@@ -90,12 +96,13 @@ def training_chart(
     logs = {file.name.removesuffix("-log.csv"): pd.read_csv(file) for file in sorted(Path(folder).glob("*-log.csv"))}
     long = pd.concat([log.melt("epoch", ["train_loss", "val_loss"], "set", "loss").assign(network=name) for name, log in logs.items()])
     long["set"] = long["set"].str.removesuffix("_loss")
-    described = "; ".join(f"{name}: train loss from {log['train_loss'].iloc[0]:.2f} to {log['train_loss'].iloc[-1]:.2f}" for name, log in logs.items())
+    described = "; ".join(f"{name}: train loss from {log['train_loss'].iloc[0]:.2f} to {log['train_loss'].iloc[-1]:.2f}"
+                          for name, log in logs.items())
     return alt.Chart(long).mark_line().encode(
         alt.X("epoch:Q"), alt.Y("loss:Q", title="loss (nats)"), alt.Color("network:N", scale=alt.Scale(scheme=SCHEME)),
         alt.StrokeDash("set:N")).properties(width=420, height=180, title="Training", description=described)
 
-# %% ../nbs/51_results.ipynb #b55ea74f
+# %% ../nbs/51_results.ipynb #7b45dc18
 def summary(
     rows: pd.DataFrame,  # As from `run`
 ) -> list[str]:
@@ -112,17 +119,19 @@ def summary(
     if len(tried):
         best, nothing = tried.idxmax(), tow["original"]
         verdict = "better than doing nothing" if tried[best] > nothing else "no better than doing nothing"
-        said.append(f"Without training data, {best} comes nearest to the retrained network: ToW {tried[best]:.1f}, {verdict} ({nothing:.1f}).")
+        said.append(f"Without training data, {best} comes nearest to the retrained network: "
+                    f"ToW {tried[best]:.1f}, {verdict} ({nothing:.1f}).")
     return said
 
-# %% ../nbs/51_results.ipynb #02e95130
+# %% ../nbs/51_results.ipynb #563fa1f7
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
 :root { color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --rule: #d5d8dc; --band: #f4f5f7; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #16181c; --rule: #3a3f47; --band: #1f2329; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
@@ -132,15 +141,17 @@ pre { background: var(--band); padding: .8rem; overflow-x: auto; } .chart { marg
 <h1>$title</h1>
 $sentences
 <h2>Scores</h2><div class="wide">$table</div>
-<p>Scores in percent. ToW 100 is indistinguishable from retraining. The loss attack's AUC is 50 when forget pictures look like pictures never seen.
-Access: <em>support</em> sees one picture a person; <em>statistics</em> also an artifact made before anybody asked; <em>full</em> all training pictures.
-Seconds: the time a method took at the request.</p>
+<p>Scores in percent. ToW 100 is indistinguishable from retraining.
+The loss attack's AUC is 50 when forget pictures look like pictures never seen.
+Access: <em>support</em> sees one picture a person; <em>statistics</em> also an artifact made before anybody asked;
+<em>full</em> all training pictures. Seconds: the time a method took at the request.</p>
 <h2>Charts</h2>$charts
 <h2>Settings</h2><pre>$settings</pre>
 <script>(() => { $library })();</script>
 <script>
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const draw = () => document.querySelectorAll("script[data-chart]").forEach(spec => vegaEmbed("#" + spec.dataset.chart, JSON.parse(spec.textContent),
+const draw = () => document.querySelectorAll("script[data-chart]").forEach(spec => vegaEmbed(
+  "#" + spec.dataset.chart, JSON.parse(spec.textContent),
   { actions: false, renderer: "svg", theme: dark.matches ? "dark" : undefined, config: { background: "transparent" } }));
 dark.addEventListener("change", draw); draw();
 </script></body></html>
@@ -151,7 +162,8 @@ def _chart(name: str, chart: alt.TopLevelMixin) -> str:
     "A chart as HTML that the page's script draws"
     spec = chart.to_dict()
     label, text = html.escape(spec.get("description", name), quote=True), json.dumps(spec).replace("</", "<\\/")
-    return f'<div class="chart" id="{name}" role="img" aria-label="{label}"></div><script type="application/json" data-chart="{name}">{text}</script>'
+    return (f'<div class="chart" id="{name}" role="img" aria-label="{label}"></div>\n'
+            f'<script type="application/json" data-chart="{name}">{text}</script>')
 
 
 def save_report(
@@ -164,8 +176,11 @@ def save_report(
     if "ToW" in set(rows["metric"]): charts.insert(0, _chart("tow", tow_chart(rows)))
     facts = {k: v for k, v in json.loads((Path(folder) / "config.json").read_text()).items() if k != "root" and v not in (None, {}, False)}
     page = _PAGE.substitute(
-        title=f"Forgetting {config.n_forget} of {html.escape(config.dataset)}", sentences="".join(f"<p>{html.escape(s)}</p>" for s in summary(rows)),
-        table=result_table(rows).reset_index().to_html(index=False, border=0), charts="\n".join(charts), settings=html.escape(json.dumps(facts, indent=1)),
-        library=vl_convert.javascript_bundle().replace("</script", "<\\/script"))
+        title=f"Forgetting {config.n_forget} of {html.escape(config.dataset)}",
+        sentences="".join(f"<p>{html.escape(s)}</p>" for s in summary(rows)),
+        table=result_table(rows).reset_index().to_html(index=False, border=0),
+        charts="\n".join(charts),
+        settings=html.escape(json.dumps(facts, indent=1)),
+        library=vl_convert.javascript_bundle().replace("</script", "<\\/script"))  # type: ignore[call-arg]
     write_text(file := Path(folder) / "report.html", page)
     return file

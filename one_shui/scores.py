@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['mean_average_precision', 'task_score', 'score_name', 'predict', 'tow_factor', 'tug_of_war', 'mean_and_interval']
 
-# %% ../nbs/05_scores.ipynb #4b18a49e
+# %% ../nbs/05_scores.ipynb #c8bc9dde
 import numpy as np
 import torch
 from scipy import stats
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
-from .loaders import FaceLoader, FaceSet, face_set
+from .loaders import FaceLoader, FaceSet
 from .task import BadInput, Task
-from .toy import toy_faces
 
-# %% ../nbs/05_scores.ipynb #18df4ddf
+# %% ../nbs/05_scores.ipynb #f04d47a2
 def mean_average_precision(
     logits: Tensor,   # (n, attributes), any real number
     targets: Tensor,  # (n, attributes) of 0/1
@@ -24,10 +23,11 @@ def mean_average_precision(
 ) -> float:           # In [0, 1]; nan when no attribute counts
     "Average precision of each attribute that occurs, averaged (macro mAP, as scikit-learn computes it)"
     occurs = targets.sum(0) > 0
-    mean = average_precision_score(targets[:, occurs].numpy(force=True), logits[:, occurs].numpy(force=True)) if occurs.any() else float("nan")
-    if absent is None: return float(mean)
-    share = occurs.float().mean().item()
-    return share * float(mean if occurs.any() else 0) + (1 - share) * absent
+    counted = [] if absent is None else [absent] * int((~occurs).sum())
+    if occurs.any():
+        precision = average_precision_score(targets[:, occurs].numpy(force=True), logits[:, occurs].numpy(force=True), average=None)
+        counted += np.atleast_1d(precision).tolist()
+    return float(np.mean(counted)) if counted else float("nan")
 
 # %% ../nbs/05_scores.ipynb #da7548fb
 def task_score(

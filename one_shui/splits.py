@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Splits', 'make_splits', 'write_text', 'save_splits', 'load_splits', 'simulate_requests']
 
-# %% ../nbs/03_splits.ipynb #9778d07e
+# %% ../nbs/03_splits.ipynb #9b7ac582
 import hashlib
 import json
 import os
@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 
 from .task import BadInput, Faces, Request, fingerprint
-from .toy import toy_faces
 
 # %% ../nbs/03_splits.ipynb #0c6518b8
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def load_splits(
         raise BadInput(f"{file} was made for other pictures (fingerprint {splits.fingerprint}, these have {now}); use another folder")
     return splits
 
-# %% ../nbs/03_splits.ipynb #d3ba92f0
+# %% ../nbs/03_splits.ipynb #0f84ee07
 def simulate_requests(
     identities: np.ndarray,    # (n,) who each train picture shows
     n_forget: int,             # People a request
@@ -126,7 +125,8 @@ def simulate_requests(
     rows = pd.Series(rng.permutation(len(identities)))
     groups = {person: group.to_numpy() for person, group in rows.groupby(identities[rows])}
     people = [person for person in rng.permutation(sorted(groups)) if len(groups[person]) > 1]
-    if len(people) < n_forget: raise BadInput(f"can't simulate requests of {n_forget} people: train has {len(people)} with two pictures or more")
+    if len(people) < n_forget:
+        raise BadInput(f"can't simulate requests of {n_forget} people: train has {len(people)} with two pictures or more")
     for start in range(0, len(people) - n_forget + 1, n_forget):
         chosen = [groups[person] for person in people[start:start + n_forget]]
         yield np.array([group[0] for group in chosen]), np.concatenate([group[1:] for group in chosen])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BadInput', 'check_choice', 'Task', 'picture_losses', 'task_loss', 'multi_hot', 'Faces', 'fingerprint', 'Request']
 
-# %% ../nbs/00_task.ipynb #b1d6893d
+# %% ../nbs/00_task.ipynb #90addf1b
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

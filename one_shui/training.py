@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['RECIPES', 'Recipe', 'bf16_pays', 'Bfloat16', 'RepeatableCallback', 'HistoryCallback', 'ResumeCallback', 'fit']
 
-# %% ../nbs/11_training.ipynb #5dce4e6a
+# %% ../nbs/11_training.ipynb #a2742032
 import json
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,12 +19,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .loaders import FaceLoader, FaceSet, cached_pictures, face_loaders, face_set
-from .models import ModelSpec, create_model, read_tensors, write_tensors
-from .scores import predict, score_name, task_score
-from .splits import make_splits, write_text
+from .loaders import FaceSet, face_loaders
+from .models import read_tensors, write_tensors
+from .scores import task_score
+from .splits import write_text
 from .task import BadInput, check_choice, task_loss
-from .toy import toy_faces
 
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds, combined_cos
@@ -98,7 +97,7 @@ class RepeatableCallback(Callback):
         torch.manual_seed(int(drawn[0]))
         self.dls.train.rng = random.Random(int(drawn[1]))
 
-# %% ../nbs/11_training.ipynb #a396f622
+# %% ../nbs/11_training.ipynb #9451fa39
 class HistoryCallback(Callback):
     "Collect one row an epoch, keep the best weights, stop when nothing improves"
     order = 70
@@ -115,11 +114,13 @@ class HistoryCallback(Callback):
 
     def after_loss(self):
         if self.training and not torch.isfinite(self.loss):
-            raise BadInput(f"training diverged in epoch {self.epoch + 1}: the loss is {self.loss.item()}; lower the learning rate (now {self.recipe.lr})")
+            raise BadInput(f"training diverged in epoch {self.epoch + 1}: the loss is {self.loss.item()}; "
+                           f"lower the learning rate (now {self.recipe.lr})")
 
     def after_epoch(self):
         train_loss, val_loss, val_score = self.recorder.values[-1]
-        self.history.append(dict(epoch=self.epoch + 1, train_loss=train_loss, val_loss=val_loss, val_score=val_score, seconds=time.perf_counter() - self.start))
+        seconds = time.perf_counter() - self.start
+        self.history.append(dict(epoch=self.epoch + 1, train_loss=train_loss, val_loss=val_loss, val_score=val_score, seconds=seconds))
         if self.file: write_text(self.file, pd.DataFrame(self.history).to_csv(index=False))
         best = max(self.history, key=lambda row: row["val_score"])["epoch"]
         if self.recipe.keep == "best" and best == self.epoch + 1:
@@ -163,7 +164,7 @@ class _ResumingLearner(Learner):
             self.epoch = epoch
             self._with_events(self._do_epoch, "epoch", CancelEpochException)
 
-# %% ../nbs/11_training.ipynb #1c71df76
+# %% ../nbs/11_training.ipynb #fd8ead19
 def fit(
     model: nn.Module,                 # Trained in place
     train: FaceSet,                   # To learn from
@@ -181,14 +182,15 @@ def fit(
     facts = json.loads(json.dumps(dict(recipe=asdict(recipe), seed=seed, pictures=len(train))))
     tensors, history = _load_state(state, facts)
     net = Bfloat16(model) if recipe.bf16 and bf16_pays(device) else model
-    net.to(device, memory_format=torch.channels_last)
+    net.to(device).to(memory_format=torch.channels_last)
     kinds = dict(adamw=torch.optim.AdamW, sgd=partial(torch.optim.SGD, momentum=.9))
     optimizer = partial(OptimWrapper, opt=kinds[check_choice("optimizer", recipe.optimizer, kinds)])
     kept = HistoryCallback(recipe, history, _part(tensors, "best") or None, Path(log) if log else None)
+    callbacks = [RepeatableCallback(seed), ParamScheduler({"lr": _schedule(recipe)}), kept, *cbs]
+    if state: callbacks.append(ResumeCallback(Path(state), facts))
     learn = _ResumingLearner(
         face_loaders(train, val, recipe.batch_size, recipe.augment, device), net, partial(task_loss, train.task), optimizer, lr=recipe.lr,
-        wd_bn_bias=True, train_bn=False, metrics=AccumMetric(partial(task_score, train.task), flatten=False),
-        cbs=[RepeatableCallback(seed), ParamScheduler({"lr": _schedule(recipe)}), kept, *([ResumeCallback(Path(state), facts)] if state else []), *cbs])
+        wd_bn_bias=True, train_bn=False, metrics=AccumMetric(partial(task_score, train.task), flatten=False), cbs=callbacks)
     learn.kept = kept
     learn.create_opt()
     if tensors: net.load_state_dict(_part(tensors, "model"))
@@ -208,5 +210,7 @@ def _load_state(file: str | Path | None, facts: dict) -> tuple[dict[str, Tensor]
     "Tensors and log of an interrupted training, or nothing"
     if file is None or not Path(file).exists(): return {}, []
     tensors, header = read_tensors(file)
-    if header["facts"] != facts: raise BadInput(f"{file} is an interrupted training with other settings: {header['facts']}, not {facts}; delete it or use another folder")
+    if header["facts"] != facts:
+        raise BadInput(f"{file} is an interrupted training with other settings: {header['facts']}, not {facts}; "
+                       "delete it or use another folder")
     return tensors, header["history"]

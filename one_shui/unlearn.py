@@ -6,14 +6,14 @@
 __all__ = ['Needs', 'METHODS', 'Artifact', 'Handover', 'Unlearner', 'Original', 'Retrain', 'GradientAscent', 'register',
            'method_names', 'find_method', 'Prepared', 'prepare_method', 'apply_method']
 
-# %% ../nbs/30_unlearn.ipynb #43ed4492
+# %% ../nbs/30_unlearn.ipynb #adb2520c
 import copy
 import os
 import pkgutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -21,12 +21,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .loaders import FaceLoader, FaceSet, face_set
-from .models import ModelSpec, create_model, read_tensors, weights_digest, write_tensors
-from .scores import predict, task_score
-from .splits import make_splits
-from .task import BadInput, Request, task_loss
-from .toy import toy_faces
+from .loaders import FaceLoader, FaceSet
+from .models import read_tensors, weights_digest, write_tensors
+from .task import BadInput, task_loss
 
 # %% ../nbs/30_unlearn.ipynb #ae127de4
 @dataclass(frozen=True)
@@ -127,7 +124,7 @@ class GradientAscent(Unlearner):
             optimizer.step()
         return model
 
-# %% ../nbs/30_unlearn.ipynb #a3578537
+# %% ../nbs/30_unlearn.ipynb #2a4a2dd6
 METHODS: dict[str, "type[Unlearner] | str"] = {
     "original": Original, "retrain": Retrain, "gradient_ascent": GradientAscent, "metaunlearn": "one_shui.metaunlearn:MetaUnlearn"}
 
@@ -147,8 +144,8 @@ def find_method(
     name: str,   # As on the command line, e.g. "metaunlearn"
 ) -> type[Unlearner]:
     "The class of a method; raises `BadInput` for an unknown name"
-    if name in METHODS: found = METHODS[name]
-    else: found = next((point.load() for point in entry_points(group="one_shui.methods") if point.name == name), None)
+    found = METHODS.get(name)
+    if found is None: found = next((point.load() for point in entry_points(group="one_shui.methods") if point.name == name), None)
     if found is None: raise BadInput(f"unknown method {name!r}; choose one of {', '.join(method_names())}")
     return pkgutil.resolve_name(found) if isinstance(found, str) else found
 

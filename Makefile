@@ -1,0 +1,54 @@
+# Everything that is done with this repository; `make` lists it.
+PYTHON ?= python3
+BIN := .venv/bin
+TEST := OMP_NUM_THREADS=1 $(BIN)
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help venv demo test check prepare lab docs clean
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+
+venv: .venv/dev ## Make .venv with the package and everything for development
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; say which: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# A full installation (dev) serves the demo too, so only one of the two is ever made.
+.venv/demo: .venv/bin/pip settings.ini setup.py constraints.txt
+	@echo "installing one_shui into .venv (some minutes, once)"
+	@$(PIP) -e .
+	@touch $@
+
+.venv/dev: .venv/bin/pip settings.ini setup.py constraints.txt
+	@echo "installing one_shui and its development tools into .venv (some minutes, once)"
+	@$(PIP) -e ".[dev]"
+	@touch $@ .venv/demo
+
+demo: .venv/demo ## Watch a network forget 20 drawn people (two minutes)
+	$(BIN)/one-shui demo --out runs/demo
+
+test: .venv/dev ## Run every notebook's cells, then tests/
+	@test "$$(ls nbs/*.ipynb | wc -l)" -ge 10 || { echo "nbs/ has lost its notebooks"; exit 1; }
+	$(TEST)/nbdev_test --timing --n_workers 2
+	$(BIN)/pytest
+
+check: .venv/dev ## Is everything generated up to date, well formed, typed?
+	$(BIN)/python tools/drift.py
+	$(BIN)/ruff check one_shui tests tools
+	$(BIN)/mypy one_shui
+	$(BIN)/python tools/notebook_figures.py
+
+prepare: .venv/dev ## Bring generated files up to date: clean notebooks, exported modules, README
+	$(BIN)/python tools/drift.py --write
+
+lab: .venv/dev ## Open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+docs: .venv/dev ## Build the documentation site into _docs
+	@$(PIP) -e ".[docs]"
+	$(BIN)/python tools/docs.py
+
+clean: ## Remove what was built, but neither .venv nor runs
+	rm -rf build dist _proc _docs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

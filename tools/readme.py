@@ -1,0 +1,26 @@
+"""Write README.md from nbs/index.ipynb: its prose as it is, its code fenced, hidden cells left out."""
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def to_markdown(cells: list[dict]) -> str:
+    "The text of a notebook"
+    parts = []
+    for cell in cells:
+        source = "".join(cell["source"]).strip()
+        if cell["cell_type"] == "markdown": parts.append(source)
+        elif cell["cell_type"] == "code" and not source.startswith("#| hide"): parts.append(f"```python\n{source}\n```")
+    return re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", "\n\n".join(parts)) + "\n"
+
+
+def main() -> None:
+    "Write README.md"
+    notebook = json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))
+    text = "<!-- Written by `make prepare` from nbs/index.ipynb; edit that. -->\n\n" + to_markdown(notebook["cells"])
+    (ROOT / "README.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__": main()
