@@ -1,0 +1,32 @@
+"""What several tests share: drawn faces on disk, and the folder of real ones."""
+import os
+from pathlib import Path
+
+import pytest
+
+from one_shui.faces import save_faces
+from one_shui.toy import toy_faces
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Path:
+    "A folder with drawn faces in the layouts of CelebA, CelebA-HQ and MUFAC"
+    root = tmp_path_factory.mktemp("drawn")
+    save_faces(faces := toy_faces(n_people=12, n_photos=5, size=32), root, "celeba")
+    save_faces(faces, root, "celebahq")
+    save_faces(toy_faces(n_people=12, n_photos=5, size=32, task="ages"), root, "mufac")
+    return root
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    "The folder that ONE_SHUI_DATA names, with celeba/, CelebAMask-HQ/ and mufac/"
+    folder = os.environ.get("ONE_SHUI_DATA")
+    if not folder: pytest.skip("set ONE_SHUI_DATA to a folder with real faces")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path_factory):
+    "Decoded pictures go to a folder of the tests"
+    if "ONE_SHUI_CACHE" not in os.environ: monkeypatch.setenv("ONE_SHUI_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

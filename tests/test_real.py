@@ -1,0 +1,33 @@
+"""Real faces: read as they were downloaded, and a short run. Needs ONE_SHUI_DATA."""
+import pytest
+
+from one_shui.experiment import Config, load_pictures, run
+from one_shui.faces import read_faces
+
+
+@pytest.mark.parametrize("dataset, classes", [("celeba", 40), ("celebahq", 40), ("mufac", 8)])
+def test_read(real, dataset, classes):
+    faces = read_faces(dataset, real)
+    assert len(faces) > 1000
+    assert faces.task.n_outputs == classes
+    assert all((faces.root / path).is_file() for path in faces.table["path"][:20])
+
+
+def test_celebahq_is_celeba(real):
+    "The identities of the two datasets agree where the mapping says that pictures do"
+    celeba, hq = read_faces("celeba", real), read_faces("celebahq", real)
+    assert set(hq.table["identity"]) <= set(celeba.table["identity"])
+
+
+@pytest.mark.parametrize("dataset", ["celeba", "celebahq", "mufac"])
+def test_run(real, tmp_path, dataset):
+    config = Config(dataset, str(real), n_forget=5, size=32, epochs=1, methods=("original", "retrain", "gradient_ascent"))
+    rows = run(config, tmp_path / "run", say=lambda _: None)
+    assert set(rows["method"]) == set(config.methods)
+    assert rows["value"].notna().all()
+
+
+def test_identities_stay_apart(real):
+    pictures = load_pictures(Config("celeba", str(real), size=32))
+    assert not set(pictures.train.identities) & set(pictures.test.identities)
+    assert len(pictures.support) == 20

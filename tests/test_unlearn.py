@@ -1,0 +1,78 @@
+"""A method sees what it declared, and nothing else."""
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from typing import ClassVar
+
+import pytest
+import torch
+
+import one_shui.unlearn
+from one_shui.experiment import Config, load_pictures
+from one_shui.models import ModelSpec, create_model
+from one_shui.task import BadInput
+from one_shui.unlearn import Artifact, Unlearner, apply_method, find_method, method_names, prepare_method
+
+KEPT = []  # where a cheating method hides things between the two moments
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return load_pictures(Config.tiny())
+
+
+@pytest.fixture(scope="module")
+def model(pictures):
+    return create_model(ModelSpec("small_cnn", pictures.faces.task.n_outputs, 32, options=dict(width=8))).eval()
+
+
+@dataclass
+class Cheat(Unlearner):
+    "Hides the training set in `self`, in a global and in its class, and tries every way back to it"
+    name: ClassVar[str] = "cheat"
+    needs: ClassVar[str] = "statistics"
+    way: str = "global"
+
+    def prepare(self, model, train, val):
+        self.mine = train
+        Cheat.ours = train
+        KEPT.append(train.subset([0, 1]))
+        KEPT.append(train)
+        return Artifact()
+
+    def unlearn(self, model, artifact, handover):
+        if self.way == "self": self.mine.batch([0])
+        if self.way == "class": Cheat.ours.batch([0])
+        if self.way == "global": KEPT[-1].targets.sum()
+        if self.way == "handover": handover.retain.batch([0])
+        return model
+
+
+@pytest.mark.parametrize("way, error", [("self", AttributeError), ("class", ValueError), ("global", ValueError), ("handover", AttributeError)])
+def test_training_data_are_out_of_reach(pictures, model, way, error):
+    prepared = prepare_method(Cheat(way=way), model, pictures.train, pictures.val)
+    with pytest.raises(error): apply_method(Cheat(way=way), model, prepared.artifact, pictures.support, pictures.forget, pictures.retain, pictures.val)
+    assert len(pictures.train.targets) == len(pictures.train)  # the caller's own set is still open
+
+
+def test_the_original_is_not_changed(pictures, model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    apply_method(find_method("gradient_ascent")(lr=.1), model, Artifact(), pictures.support)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_weights_that_are_no_numbers(pictures, model):
+    with pytest.raises(BadInput, match="aren't numbers; use a smaller step"):
+        apply_method(find_method("gradient_ascent")(lr=1e30), model, Artifact(), pictures.support)
+
+
+def test_a_method_from_another_package(monkeypatch):
+    point = EntryPoint("theirs", "one_shui.unlearn:Original", "one_shui.methods")
+    monkeypatch.setattr(one_shui.unlearn, "entry_points", lambda group: [point] if group == "one_shui.methods" else [])
+    assert "theirs" in method_names()
+    assert find_method("theirs") is one_shui.unlearn.Original
+
+
+def test_metaunlearn_refuses_strangers(pictures, model):
+    method = find_method("metaunlearn")(n_forget=3, epochs=1, hidden=16)
+    prepared = prepare_method(method, model, pictures.train, pictures.val)
+    with pytest.raises(BadInput, match="wasn't in the pictures"): apply_method(method, model, prepared.artifact, pictures.val.subset([0]))
