@@ -150,7 +150,7 @@ def load_pictures(
     rows = (splits.train, splits.val, splits.test, request.support, request.forget, request.retain)
     return Pictures(faces, splits, *(face_set(faces, decoded, part) for part in rows))
 
-# %% ../nbs/50_experiment.ipynb #058a2d26
+# %% ../nbs/50_experiment.ipynb #835badb2
 COLUMNS = ["dataset", "arch", "n_forget", "seed", "method", "access", "split", "metric", "value", "seconds"]
 
 
@@ -174,8 +174,8 @@ def add_tow(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["metric"] != "ToW"]
     scores = rows[rows["metric"].isin(["mAP", "accuracy"])].pivot(index="method", columns="split", values="value")
     if "retrain" not in scores.index: return rows
-    tow = [{**rows[rows["method"] == name].iloc[0], "split": "all", "metric": "ToW", "value": tug_of_war(score, scores.loc["retrain"])}
-           for name, score in scores.iterrows()]
+    tow = [{**rows[rows["method"] == name].iloc[0], "split": "all", "metric": "ToW", "value": tug_of_war(scores.loc[name], scores.loc["retrain"])}
+           for name in rows["method"].unique()]
     return pd.concat([rows, pd.DataFrame(tow)], ignore_index=True)[COLUMNS]
 
 # %% ../nbs/50_experiment.ipynb #6eabb13d

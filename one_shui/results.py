@@ -123,7 +123,7 @@ def summary(
                     f"ToW {tried[best]:.1f}, {verdict} ({nothing:.1f}).")
     return said
 
-# %% ../nbs/51_results.ipynb #563fa1f7
+# %% ../nbs/51_results.ipynb #3f6667ec
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
@@ -135,7 +135,7 @@ body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
-th:first-child, td:nth-child(2) { text-align: left; } tbody tr:nth-child(odd) { background: var(--band); }
+th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; } tbody tr:nth-child(odd) { background: var(--band); }
 pre { background: var(--band); padding: .8rem; overflow-x: auto; } .chart { margin: 1rem 0; overflow-x: auto; }
 </style></head><body>
 <h1>$title</h1>
@@ -176,7 +176,7 @@ def save_report(
     if "ToW" in set(rows["metric"]): charts.insert(0, _chart("tow", tow_chart(rows)))
     facts = {k: v for k, v in json.loads((Path(folder) / "config.json").read_text()).items() if k != "root" and v not in (None, {}, False)}
     page = _PAGE.substitute(
-        title=f"Forgetting {config.n_forget} of {html.escape(config.dataset)}",
+        title=f"Forgetting {config.n_forget} people: {html.escape(config.dataset)}, seed {config.seed}",
         sentences="".join(f"<p>{html.escape(s)}</p>" for s in summary(rows)),
         table=result_table(rows).reset_index().to_html(index=False, border=0),
         charts="\n".join(charts),

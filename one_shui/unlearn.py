@@ -106,13 +106,13 @@ class Retrain(Unlearner):
         if self.train_on is None: raise BadInput("retrain needs to know how to train: Retrain(train_on=…)")
         return self.train_on(handover.retain, handover.val)
 
-# %% ../nbs/30_unlearn.ipynb #0084c579
+# %% ../nbs/30_unlearn.ipynb #fc48312a
 @dataclass
 class GradientAscent(Unlearner):
     "Ascend the task's loss on the support pictures"
     name: ClassVar[str] = "gradient_ascent"
     needs: ClassVar[Needs] = "support"
-    lr: float = 1e-2   # Step size
+    lr: float = 5e-3   # Step size
     steps: int = 5     # How many
 
     def unlearn(self, model, artifact, handover):

@@ -47,10 +47,12 @@ class Cheat(Unlearner):
         return model
 
 
-@pytest.mark.parametrize("way, error", [("self", AttributeError), ("class", ValueError), ("global", ValueError), ("handover", AttributeError)])
+@pytest.mark.parametrize("way, error", [
+    ("self", AttributeError), ("class", ValueError), ("global", ValueError), ("handover", AttributeError)])
 def test_training_data_are_out_of_reach(pictures, model, way, error):
     prepared = prepare_method(Cheat(way=way), model, pictures.train, pictures.val)
-    with pytest.raises(error): apply_method(Cheat(way=way), model, prepared.artifact, pictures.support, pictures.forget, pictures.retain, pictures.val)
+    everything = pictures.support, pictures.forget, pictures.retain, pictures.val
+    with pytest.raises(error): apply_method(Cheat(way=way), model, prepared.artifact, *everything)
     assert len(pictures.train.targets) == len(pictures.train)  # the caller's own set is still open
 
 
