@@ -49,11 +49,11 @@ def _simulations(
         for asking, rest in simulate_requests(train.identities, n_forget, np.random.default_rng([seed, epoch])):
             yield train.subset(asking), train.subset(rest)
 
-# %% ../nbs/41_metaunlearn.ipynb #dd250e04
+# %% ../nbs/41_metaunlearn.ipynb #afbfc789
 PUBLISHED: dict = {
     ("mufac", 5): dict(epochs=10, lr=1e-2, eta=1e-3), ("mufac", 10): dict(epochs=3, lr=1e-3, eta=1e-3), ("celebahq", 1): dict(n_forget=50),
     "mufac": dict(lr=1e-3, eta=1e-3),
-    "toy": dict(epochs=20, eta=.03),  # ours, see above
+    "toy": dict(epochs=20, lr=1e-3, eta=3e-3),  # ours, see above
 }
 
 
