@@ -40,20 +40,24 @@ def _run(config, out: str) -> None:
     report = save_report(rows, config, out)
     typer.echo(f"\n{result_table(rows).to_string()}\n\n" + "\n".join(summary(rows)) + f"\n\nreport: {report.resolve()}")
 
-# %% ../nbs/52_cli.ipynb #26571432
+# %% ../nbs/52_cli.ipynb #6614bade
 @app.command(name="run", epilog="Examples:\n\n"
              "`one-shui run --dataset celeba --root DATA --n-forget 20 --arch resnet18 --size 64 --epochs 12 --out runs/celeba`\n\n"
              "`one-shui run --dataset toy --method original,retrain,gradient_ascent --set gradient_ascent.lr=0.003 --out runs/ascent`\n\n"
              "Give the same command again to resume it, or with another --method to add one.")
 def run_command(
     out: Annotated[str, typer.Option(help="Folder of the run; made when missing, reused when it holds this run.")],
-    dataset: Annotated[str, typer.Option(help="toy, celeba, celebahq or mufac.")] = "toy",
-    root: Annotated[Optional[str], typer.Option(help="Folder that holds the dataset's folder.")] = None,
+    dataset: Annotated[str, typer.Option(help="toy, celeba, celebahq, mufac, mucac, lfw or own.")] = "toy",
+    root: Annotated[Optional[str], typer.Option(
+        help="Folder that holds the dataset's folder; for own: a folder with labels.csv, or a CSV.")] = None,
     n_forget: Annotated[int, typer.Option(help="People in the request.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the split, the start and all that is random.")] = 0,
     method: Annotated[str, typer.Option(help="Methods, with commas between.")] = "original,retrain,metaunlearn",
     arch: Annotated[str, typer.Option(help="small_cnn or any timm name, e.g. resnet18.")] = "small_cnn",
     size: Annotated[int, typer.Option(help="Side of a picture in pixels.")] = 64,
+    crop: Annotated[float, typer.Option(help="Share of a picture that is kept around its centre.")] = 1.,
+    cache: Annotated[bool, typer.Option(help="Keep decoded pictures on disk, or decode them every time.")] = True,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that can't be read.")] = False,
     recipe: Annotated[Optional[str], typer.Option(help="Training recipe; default: toy, or celeba-subset for real faces.")] = None,
     epochs: Annotated[Optional[int], typer.Option(help="Default: the recipe's.")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from timm's published weights.")] = False,
@@ -63,7 +67,9 @@ def run_command(
     "Train, forget and measure; write results.csv, splits.json, networks and report.html."
     from one_shui.experiment import Config
     names = tuple(name.strip() for name in method.split(",") if name.strip())
-    _run(Config(dataset, root, n_forget, seed, names, arch, {}, size, recipe, epochs, pretrained, weights, _settings(settings or [])), out)
+    _run(Config(dataset=dataset, root=root, n_forget=n_forget, seed=seed, methods=names, arch=arch, size=size, crop=crop, cached=cache,
+                skip_bad=skip_bad, recipe=recipe, epochs=epochs, pretrained=pretrained, weights=weights,
+                settings=_settings(settings or [])), out)
 
 # %% ../nbs/52_cli.ipynb #2afe303f
 @app.command(name="demo", epilog="Example:\n\n`one-shui demo --out runs/demo`")

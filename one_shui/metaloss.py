@@ -6,7 +6,8 @@
 __all__ = ['Moved', 'Batch', 'MetaLoss', 'moved_parameters', 'Support', 'unlearning_step', 'Objective', 'val_levels', 'MetaStep',
            'meta_gradient', 'meta_gradient_by_double_backward']
 
-# %% ../nbs/40_metaloss.ipynb #c3796fbb
+# %% ../nbs/40_metaloss.ipynb #d3dd8420
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -142,7 +143,7 @@ def val_levels(
     "L of each val batch under the original network"
     return [objective.level(task, model(x), y).item() for x, y in batches]
 
-# %% ../nbs/40_metaloss.ipynb #7f522d8d
+# %% ../nbs/40_metaloss.ipynb #9f95c57b
 class MetaStep(NamedTuple):
     "What one simulated request teaches"
     gradient: dict[str, Tensor]    # dA/dφ by parameter name
@@ -192,7 +193,8 @@ def meta_gradient(
     after, value, c = unlearning_step(model, meta_loss, support, eta, parameters)
     total, v = _pull(outputs, meta_loss.task, after, forget, val, levels, objective)
     detached = {name: p.detach() for name, p in parameters.items()}
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no forward mode
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # the fused kernels of attention have no forward mode
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own jvp rules still use torch.jit.script
         t = jvp(lambda p: outputs.at(p, support.x), (detached,), (dict(zip(parameters, v, strict=True)),))[1]
     product = sum((a * b.detach()).sum() for a, b in zip(c, t, strict=True))
     names, weights = zip(*meta_loss.named_parameters(), strict=True)

@@ -85,7 +85,7 @@ class Bfloat16(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16): return self.model(x).float()
 
-# %% ../nbs/11_training.ipynb #3d475325
+# %% ../nbs/11_training.ipynb #7f29b475
 class RepeatableCallback(Callback):
     "Seed shuffling and augmentation at the start of every epoch"
     order = -20
@@ -95,6 +95,7 @@ class RepeatableCallback(Callback):
     def before_epoch(self):
         drawn = np.random.SeedSequence([self.seed, self.epoch]).generate_state(2)
         torch.manual_seed(int(drawn[0]))
+        random.seed(int(drawn[0]))  # timm's eraser
         self.dls.train.rng = random.Random(int(drawn[1]))
 
 # %% ../nbs/11_training.ipynb #9451fa39
