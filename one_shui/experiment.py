@@ -6,8 +6,9 @@
 __all__ = ['COLUMNS', 'Say', 'Config', 'make_method', 'check_config', 'open_folder', 'keep_config', 'Pictures', 'decode_pictures',
            'load_pictures', 'measure', 'add_tow', 'original_network', 'forget', 'run']
 
-# %% ../nbs/50_experiment.ipynb #7e64a530
+# %% ../nbs/50_experiment.ipynb #9644800a
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from fastai.torch_core import default_device
 from torch import nn
 
 from .attacks import loss_attack
+from .datacheck import check_data, clean_faces
 from .faces import READERS, read_faces
 from .loaders import BadPictures, DecodedPictures, FaceSet, cached_pictures, face_set, without_bad
 from .models import ModelSpec, check_spec, create_model, load_model, save_model, weights_digest
@@ -28,7 +30,7 @@ from .toy import toy_faces
 from .training import RECIPES, Recipe, fit
 from .unlearn import Artifact, Prepared, Unlearner, apply_method, find_method, prepare_method
 
-# %% ../nbs/50_experiment.ipynb #9301548a
+# %% ../nbs/50_experiment.ipynb #13e95a53
 @dataclass(frozen=True)
 class Config:
     "One run: data, network, training, and the methods to compare"
@@ -43,6 +45,7 @@ class Config:
     crop: float = 1.                        # Share of a picture that is kept around its centre
     cached: bool = True                     # Keep decoded pictures on disk; False: decode them every time
     skip_bad: bool = False                  # Leave out pictures that can't be read, instead of refusing them
+    clean: bool = False                     # Leave out duplicates, as `clean_faces` does
     recipe: str | None = None               # A name in `RECIPES`; None: "toy" for toy, else "celeba-subset"
     epochs: int | None = None               # None: the recipe's
     pretrained: bool = False                # Start from timm's published weights
@@ -123,7 +126,7 @@ def _merged(config: Config, folder: Path) -> dict:
             raise BadInput(f"{folder} holds {name} with settings {before}, this run has {now}; choose another folder (--out DIR)")
     return dict(new, methods=list(dict.fromkeys([*old["methods"], *new["methods"]])), settings=old["settings"] | new["settings"])
 
-# %% ../nbs/50_experiment.ipynb #df20d88f
+# %% ../nbs/50_experiment.ipynb #bd689d04
 @dataclass(frozen=True)
 class Pictures:
     "The sets of one run"
@@ -151,6 +154,14 @@ def decode_pictures(
         return faces, cached_pictures(faces, config.size, crop=config.crop, progress=progress)
 
 
+def _cleaned(faces: Faces, folder: Path | None, progress: bool) -> Faces:
+    "A dataset without duplicates; what was left out is written to `left-out.csv`"
+    cleaned, dropped = clean_faces(check_data(faces, progress=progress))
+    if folder: write_text(folder / "left-out.csv", dropped.to_csv(index=False))
+    warnings.warn(f"{len(dropped)} duplicates left out of {len(faces)} pictures", stacklevel=2)
+    return cleaned
+
+
 def load_pictures(
     config: Config,       # The run
     folder: Path | None = None,  # Keep the split here as `splits.json`; None: nowhere
@@ -162,6 +173,7 @@ def load_pictures(
         raise BadInput(f"{config.dataset} has no labels here, so there is nothing to learn; lfw needs lfw_attributes.txt")
     file = folder / "splits.json" if folder else None
     if not (file and file.exists()): make_splits(faces, config.n_forget, config.seed)  # an impossible request is refused before decoding
+    if config.clean: faces = _cleaned(faces, folder, progress)
     faces, decoded = decode_pictures(config, faces, progress)
     if file and file.exists(): splits = load_splits(file, faces)
     else:
