@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'RELEASE', 'AUGMENTATIONS', 'cache_folder', 'BadPictures', 'without_bad', 'cached_pictures',
-           'DecodedPictures', 'FaceSet', 'face_set', 'Plain', 'Erase', 'batch_transforms', 'FaceLoader', 'face_loaders']
+           'DecodedPictures', 'FaceSet', 'face_set', 'random_affine', 'Plain', 'Warp', 'Erase', 'batch_transforms',
+           'FaceLoader', 'face_loaders']
 
-# %% ../nbs/04_loaders.ipynb #35d65edb
+# %% ../nbs/04_loaders.ipynb #452718ea
 import copy
 import hashlib
 import io
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastcore.xdg import xdg_cache_home
 from fasttransform import Transform
 from filelock import FileLock
@@ -36,7 +38,7 @@ with warnings.catch_warnings():
     from fastai.data.core import DataLoaders, TfmdDL
     from fastai.data.transforms import IntToFloatTensor, Normalize
     from fastai.torch_core import TensorImage, default_device
-    from fastai.vision.augment import AffineCoordTfm, Brightness, Contrast, Saturation
+    from fastai.vision.augment import Brightness, Contrast, Saturation
 
 # %% ../nbs/04_loaders.ipynb #bb8d8e1b
 def _decode(
@@ -176,8 +178,8 @@ class DecodedPictures:
         if problems: raise BadPictures(problems)
         return np.stack(decoded)
 
-# %% ../nbs/04_loaders.ipynb #e64feba2
-RELEASE = 64_000_000  # Bytes read between two times of giving pages back
+# %% ../nbs/04_loaders.ipynb #6abc5b25
+RELEASE = 16_000_000  # Bytes read between two times of giving pages back
 
 
 def _release(pictures: np.ndarray) -> None:
@@ -188,7 +190,8 @@ def _release(pictures: np.ndarray) -> None:
 
 class FaceSet:
     "Some pictures of a dataset with their labels and people, in memory or mapped from disk"
-    n_inp = 1  # fastai: one input, the rest are targets
+    n_inp = 1      # fastai: one input, the rest are targets
+    split_idx = 0  # fastai: apply all of a loader's transforms; a loader for scoring has no random ones
 
     def __init__(
         self,
@@ -256,16 +259,16 @@ def face_set(
     "The `FaceSet` of some rows of a table"
     return FaceSet(pictures, rows, faces.targets, faces.identities, faces.task)
 
-# %% ../nbs/04_loaders.ipynb #3fada9e4
-def _random_affine(
+# %% ../nbs/04_loaders.ipynb #b1baefd7
+def random_affine(
     x: Tensor,               # A batch, for its shape and device
     shift: int = 4,          # Largest shift in pixels, when whole pictures are used
     least_area: float = 1.,  # Smallest share of the area that a crop keeps; 1: no crop
     flip: float = .5,        # Share of pictures mirrored
-) -> Tensor:                 # (n, 3, 3), as `AffineCoordTfm` wants
+) -> Tensor:                 # (n, 2, 3), as `torch.nn.functional.affine_grid` wants
     "One random crop and flip for each picture, from torch's global generator"
     n = len(x)
-    mat = torch.eye(3, device=x.device).repeat(n, 1, 1)
+    mat = torch.zeros(n, 2, 3, device=x.device)
     if least_area < 1:
         area = torch.empty(n, device=x.device).uniform_(least_area, 1)
         shape = torch.empty(n, device=x.device).uniform_(-1, 1).mul(np.log(4 / 3) / 2).exp()
@@ -275,10 +278,10 @@ def _random_affine(
         scale = torch.ones(n, 2, device=x.device)
         offset = torch.randint(-shift, shift + 1, (n, 2), device=x.device) * (2 / x.shape[-1])
     mirror = 1 - 2 * (torch.rand(n, device=x.device) < flip).float()
-    mat[:, 0, 0], mat[:, 1, 1], mat[:, :2, 2] = scale[:, 0] * mirror, scale[:, 1], offset
+    mat[:, 0, 0], mat[:, 1, 1], mat[:, :, 2] = scale[:, 0] * mirror, scale[:, 1], offset
     return mat
 
-# %% ../nbs/04_loaders.ipynb #21939f4a
+# %% ../nbs/04_loaders.ipynb #a6e15d79
 class Plain(Transform):
     "Turn fastai's image tensors into plain ones"
     order = 110
@@ -287,9 +290,21 @@ class Plain(Transform):
         return x.as_subclass(Tensor)  # type: ignore[return-value]
 
 
+class Warp(Transform):
+    "Crop and flip each picture of a batch differently"
+    order = 30
+
+    def __init__(self, **kwargs): self.kwargs = kwargs
+
+    def encodes(self, x: TensorImage):
+        plain = x.as_subclass(Tensor)
+        grid = F.affine_grid(random_affine(plain, **self.kwargs), list(x.shape), align_corners=False)
+        return F.grid_sample(plain, grid, padding_mode="reflection", align_corners=False)
+
+
 class Erase(Transform):
     "Fill a random box of half the pictures with noise (Zhong et al. 2017), by timm"
-    order, split_idx = 105, 0
+    order = 105
 
     def __init__(self): self.erase = RandomErasing(probability=.5, mode="pixel", device="cpu")
 
@@ -300,9 +315,9 @@ class Erase(Transform):
 
 AUGMENTATIONS = {
     "none": lambda: [],
-    "shift": lambda: [AffineCoordTfm(aff_fs=[_random_affine], align_corners=False)],
-    "crop": lambda: [AffineCoordTfm(aff_fs=[partial(_random_affine, least_area=.35)], align_corners=False)],
-    "colour": lambda: [Brightness(.3, p=.75), Contrast(.3, p=.75), Saturation(.3, p=.75)],
+    "shift": lambda: [Warp()],
+    "crop": lambda: [Warp(least_area=.35)],
+    "colour": lambda: [kind(.3, p=.75) for kind in (Brightness, Contrast, Saturation)],
     "erase": lambda: [Erase()],
 }
 
