@@ -30,7 +30,7 @@ def _find(
     why = "there is no such folder" if not Path(root).is_dir() else f"neither {folder}/{marker} nor {marker} is in it"
     raise BadInput(f"can't read {folder} from {root}: {why}; give the folder that holds {folder}/")
 
-# %% ../nbs/02_faces.ipynb #10738e1a
+# %% ../nbs/02_faces.ipynb #bc145e71
 def _read_columns(
     file: Path,                # Text file, one row a line
     names: list[str] | None,   # Column names; None: they are in the first line read
@@ -44,7 +44,7 @@ def _read_columns(
             warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas only warns of a value too many
             table = pd.read_csv(file, sep=sep, names=names, skiprows=skip, dtype={"identity": str, "path": str},
                                 index_col=False, keep_default_na=False, na_values=[""])
-    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (ValueError, pd.errors.ParserWarning) as error:  # what doesn't parse, decode or fit
         raise BadInput(f"can't read {file}: {error}".strip()) from error
     if bad := table.columns[table.isna().any()].tolist():
         line = int(table.isna().any(axis=1).idxmax()) + 1 + skip + (names is None)
@@ -66,20 +66,22 @@ def _one_line_each(
                        "leave one of them")
     return table
 
-# %% ../nbs/02_faces.ipynb #597ceca1
+# %% ../nbs/02_faces.ipynb #364fd047
 def _read_attributes(
     file: Path,                          # `list_attr_celeba.txt` or CelebA-HQ's file of the same form
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:  # Columns `path` and the attributes as 0/1; the attributes' names
     "Read an attribute file in CelebA's form"
     if not file.is_file(): raise BadInput(f"{file} is missing; this dataset needs it")
-    with file.open() as lines: _, names = next(lines), tuple(next(lines, "").split())
-    if not names: raise BadInput(f"{file}, line 2: no attribute names; is the file cut short?")
+    with file.open(encoding="utf-8", errors="replace") as lines: _, names = next(lines, ""), tuple(next(lines, "").split())
+    if not names or len({*names, "path", "identity"}) < len(names) + 2:
+        raise BadInput(f"{file}, line 2: expected the attributes' names, each once; found {' '.join(names)[:60]!r}")
     table = _one_line_each(_read_columns(file, ["path", *names], skip=2), file, 2)
     values = table[list(names)]
-    if not (ok := values.isin((-1, 1))).all(axis=None):
+    numbers = values.apply(pd.to_numeric, errors="coerce")
+    if not (ok := numbers.isin((-1, 1))).all(axis=None):
         row, column = np.argwhere(~ok.to_numpy())[0]
         raise BadInput(f"{file}, line {row + 3}: {names[column]} is {values.iat[row, column]}, expected -1 or 1")
-    return pd.concat([table[["path"]], values.gt(0).astype(np.uint8)], axis=1), names
+    return pd.concat([table[["path"]], numbers.gt(0).astype(np.uint8)], axis=1), names
 
 # %% ../nbs/02_faces.ipynb #3c3d7ddd
 def _keep_present(

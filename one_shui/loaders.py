@@ -7,7 +7,7 @@ __all__ = ['BLOCK', 'RELEASE', 'AUGMENTATIONS', 'cache_folder', 'BadPictures', '
            'DecodedPictures', 'FaceSet', 'face_set', 'random_affine', 'Plain', 'Warp', 'Erase', 'batch_transforms',
            'FaceLoader', 'face_loaders']
 
-# %% ../nbs/04_loaders.ipynb #452718ea
+# %% ../nbs/04_loaders.ipynb #116e3099
 import copy
 import hashlib
 import io
@@ -18,7 +18,6 @@ import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +94,7 @@ def without_bad(
     warnings.warn(f"{len(error.problems)} pictures left out that can't be read, the first is {first}", stacklevel=2)
     return replace(faces, table=faces.table.drop(index=faces.table.index[list(error.problems)]).reset_index(drop=True))
 
-# %% ../nbs/04_loaders.ipynb #0a7d4f1a
+# %% ../nbs/04_loaders.ipynb #dd0bb025
 BLOCK = 16_000_000  # Bytes decoded between two writes
 
 
@@ -155,7 +154,7 @@ def cached_pictures(
 def _open(file: Path, rows: int) -> np.ndarray | None:
     "A finished cache, or None when there is none or it was cut"
     try: pictures = np.load(file, mmap_mode="r")
-    except (OSError, ValueError): return None
+    except (OSError, ValueError, EOFError): return None
     return pictures if len(pictures) == rows else None
 
 # %% ../nbs/04_loaders.ipynb #720ba57b
@@ -281,7 +280,7 @@ def random_affine(
     mat[:, 0, 0], mat[:, 1, 1], mat[:, :, 2] = scale[:, 0] * mirror, scale[:, 1], offset
     return mat
 
-# %% ../nbs/04_loaders.ipynb #a6e15d79
+# %% ../nbs/04_loaders.ipynb #e6ac7506
 class Plain(Transform):
     "Turn fastai's image tensors into plain ones"
     order = 110
@@ -294,12 +293,12 @@ class Warp(Transform):
     "Crop and flip each picture of a batch differently"
     order = 30
 
-    def __init__(self, **kwargs): self.kwargs = kwargs
+    def __init__(self, padding: str, **kwargs): self.padding, self.kwargs = padding, kwargs
 
     def encodes(self, x: TensorImage):
         plain = x.as_subclass(Tensor)
         grid = F.affine_grid(random_affine(plain, **self.kwargs), list(x.shape), align_corners=False)
-        return F.grid_sample(plain, grid, padding_mode="reflection", align_corners=False)
+        return F.grid_sample(plain, grid, padding_mode=self.padding, align_corners=False)
 
 
 class Erase(Transform):
@@ -315,8 +314,8 @@ class Erase(Transform):
 
 AUGMENTATIONS = {
     "none": lambda: [],
-    "shift": lambda: [Warp()],
-    "crop": lambda: [Warp(least_area=.35)],
+    "shift": lambda: [Warp("reflection")],
+    "crop": lambda: [Warp("border", least_area=.35)],
     "colour": lambda: [kind(.3, p=.75) for kind in (Brightness, Contrast, Saturation)],
     "erase": lambda: [Erase()],
 }
