@@ -41,7 +41,7 @@ def _run(config, out: str) -> None:
     report = save_report(rows, config, out)
     typer.echo(f"\n{result_table(rows).to_string()}\n\n" + "\n".join(summary(rows)) + f"\n\nreport: {report.resolve()}")
 
-# %% ../nbs/52_cli.ipynb #238ad866
+# %% ../nbs/52_cli.ipynb #99a8cd45
 @app.command(name="run", epilog="Examples:\n\n"
              "`one-shui run --dataset celeba --root DATA --n-forget 20 --arch resnet18 --size 64 --epochs 12 --out runs/celeba`\n\n"
              "`one-shui run --dataset toy --method original,retrain,gradient_ascent --set gradient_ascent.lr=0.003 --out runs/ascent`\n\n"
@@ -53,7 +53,7 @@ def run_command(
         help="Folder that holds the dataset's folder; for own: a folder with labels.csv, or a CSV.")] = None,
     n_forget: Annotated[int, typer.Option(help="People in the request.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the split, the start and all that is random.")] = 0,
-    method: Annotated[str, typer.Option(help="Methods, with commas between.")] = "original,retrain,metaunlearn",
+    method: Annotated[str, typer.Option(help="Methods with commas between, or all.")] = "original,retrain,metaunlearn",
     arch: Annotated[str, typer.Option(help="small_cnn or any timm name, e.g. resnet18.")] = "small_cnn",
     size: Annotated[int, typer.Option(help="Side of a picture in pixels.")] = 64,
     crop: Annotated[float, typer.Option(help="Share of a picture that is kept around its centre.")] = 1.,
@@ -68,7 +68,8 @@ def run_command(
 ):
     "Train, forget and measure; write results.csv, splits.json, networks and report.html."
     from one_shui.experiment import Config
-    names = tuple(name.strip() for name in method.split(",") if name.strip())
+    from one_shui.unlearn import method_names
+    names = tuple(method_names()) if method == "all" else tuple(name.strip() for name in method.split(",") if name.strip())
     _run(Config(dataset=dataset, root=root, n_forget=n_forget, seed=seed, methods=names, arch=arch, size=size, crop=crop, cached=cache,
                 skip_bad=skip_bad, clean=clean, recipe=recipe, epochs=epochs, pretrained=pretrained, weights=weights,
                 settings=_settings(settings or [])), out)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'MetaUnlearn']
 
-# %% ../nbs/41_metaunlearn.ipynb #f3ad30a2
+# %% ../nbs/41_metaunlearn.ipynb #b8ac791d
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .loaders import FaceLoader, FaceSet
-from .metaloss import Batch, MetaLoss, Moved, Objective, Support, meta_gradient, moved_parameters, unlearning_step, val_levels
+from .metaloss import MetaLoss, Moved, Objective, Support, meta_gradient, moved_parameters, unlearning_step, val_levels
 from .models import logits_and_features
 from .splits import simulate_requests
-from .task import BadInput
+from .task import BadInput, Batch
 from .unlearn import Artifact, Needs, Unlearner
 
 # %% ../nbs/41_metaunlearn.ipynb #d4425ff4

@@ -124,9 +124,11 @@ class GradientAscent(Unlearner):
             optimizer.step()
         return model
 
-# %% ../nbs/30_unlearn.ipynb #2a4a2dd6
+# %% ../nbs/30_unlearn.ipynb #8d2520bb
 METHODS: dict[str, "type[Unlearner] | str"] = {
-    "original": Original, "retrain": Retrain, "gradient_ascent": GradientAscent, "metaunlearn": "one_shui.metaunlearn:MetaUnlearn"}
+    "original": Original, "retrain": Retrain, "gradient_ascent": GradientAscent, "ssd": "one_shui.ssd:SSD", "jit": "one_shui.jit:JiT",
+    "pgu": "one_shui.pgu:PGU", "scrub": "one_shui.scrub:SCRUB", "bad_teacher": "one_shui.bad_teacher:BadTeacher",
+    "metaunlearn": "one_shui.metaunlearn:MetaUnlearn"}
 
 
 def register(method: type[Unlearner]) -> type[Unlearner]:

@@ -9,10 +9,16 @@ import torch
 from safetensors import safe_open
 
 from one_shui.attacks import loss_attack
+from one_shui.bad_teacher import BadTeacher
+from one_shui.jit import lipschitz_loss
 from one_shui.metaloss import MetaLoss, Objective, Support, meta_gradient, meta_gradient_by_double_backward, val_levels
 from one_shui.models import ModelSpec, create_model
+from one_shui.pgu import PGU
 from one_shui.scores import mean_average_precision, tow_factor
+from one_shui.scrub import SCRUB
+from one_shui.ssd import dampen, importance
 from one_shui.task import Task
+from one_shui.unlearn import Artifact, Handover
 
 FOLDER = os.environ.get("ONE_SHUI_GOLDEN")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="set ONE_SHUI_GOLDEN to the folder of golden vectors")
@@ -89,6 +95,87 @@ def test_meta_unlearn(file, gradient):
     for name, golden in part(tensors, "theta_unlearned").items():
         if not golden.is_floating_point(): continue
         assert_close(step.unlearned.get(name, before[name]) - before[name], golden - before[name])
+
+
+class Tensors:
+    "Golden tensors in the place of a `FaceSet`"
+    def __init__(self, x, y, task): self.x, self.y, self.task = x, y, task
+
+    def __len__(self): return len(self.x)
+
+
+@pytest.fixture
+def tensor_loader(monkeypatch):
+    "Methods read golden tensors, in order, where they would read pictures"
+    def loader(pictures, bs=256, shuffle=False, device=None):
+        assert not shuffle
+        return list(zip(pictures.x.split(bs), pictures.y.split(bs), strict=True))
+    for module in ("pgu", "scrub", "bad_teacher"): monkeypatch.setattr(f"one_shui.{module}.FaceLoader", loader)
+
+
+def network(tensors, facts, prefix="before"):
+    "The golden network and its task"
+    multi = facts.get("task") == "multilabel" or next((t for n, t in tensors.items() if n.endswith(".y")), torch.zeros(1)).ndim == 2
+    task = Task("multi-label" if multi else "multi-class", tuple(map(str, range(facts["num_classes"]))))
+    model = create_model(ModelSpec("vit_tiny_patch16_224", facts["num_classes"], options=facts["vit"])).eval()
+    model.load_state_dict(part(tensors, prefix))
+    return model, task
+
+
+def assert_changed_like(model, tensors, tolerance=1e-4):
+    "Each parameter has moved as in the file, within `tolerance` of the largest movement"
+    before, after, state = part(tensors, "before"), part(tensors, "after"), model.state_dict()
+    assert any((after[name] != before[name]).any() for name in after)
+    for name in after: assert_close(state[name] - before[name], after[name] - before[name], tolerance)
+
+
+@files("ssd_*.safetensors")
+def test_ssd(file):
+    tensors, facts = read(file)
+    model, task = network(tensors, facts)
+    everybody, portraits = (importance(model, task, batches(tensors, name, facts["batch_size"])) for name in ("train", "support"))
+    changed = dampen(model, everybody, portraits, facts["alpha_selection"], facts["lambda_dampening"])
+    assert changed == pytest.approx(facts["weights_changed"], rel=1e-3)
+    assert_changed_like(model, tensors)
+
+
+@files("jit*.safetensors")
+def test_jit(file):
+    tensors, facts = read(file)
+    model, _ = network(tensors, facts)
+    optimizer = torch.optim.SGD(model.parameters(), facts["lr"])
+    lipschitz_loss(model, tensors["support.x"], tensors["noise"], facts["noise_std"]).backward()
+    optimizer.step()
+    assert_changed_like(model, tensors)
+
+
+@files("pgu_*.safetensors")
+def test_pgu(file, tensor_loader):
+    tensors, facts = read(file)
+    model, task = network(tensors, facts)
+    method = PGU(gamma=facts["gamma"], lr=facts["lr"], epochs=facts["epochs"], batch_size=8, stride_one=True, double=False)
+    train, support = (Tensors(tensors[f"{name}.x"], tensors[f"{name}.y"], task) for name in ("train", "support"))
+    assert_changed_like(method.unlearn(model, method.prepare(model, train, None), Handover(support)), tensors, 1e-3)
+
+
+@files("scrub_*.safetensors")
+def test_scrub(file, tensor_loader):
+    tensors, facts = read(file)
+    model, task = network(tensors, facts)
+    method = SCRUB(lr=facts["lr"], epochs=facts["epochs"], forgetting_epochs=facts["forgetting_epochs"], alpha=facts["alpha"],
+                   gamma=facts["gamma"], temperature=facts["temperature"], batch_size=facts["batch_size"], shuffle=False)
+    forget, retain = (Tensors(tensors[f"{name}.x"], tensors[f"{name}.y"], task) for name in ("forget", "retain"))
+    assert_changed_like(method.unlearn(model, Artifact(), Handover(forget, forget, retain)), tensors)
+
+
+@files("bad_teacher*.safetensors")
+def test_bad_teacher(file, tensor_loader):
+    tensors, facts = read(file)
+    model, task = network(tensors, facts)
+    bad, _ = network(tensors, facts, "incompetent")
+    method = BadTeacher(lr=facts["lr"], epochs=facts["epochs"], batch_size=facts["batch_size"], shuffle=False)
+    forget, retain = (Tensors(tensors[f"{name}.x"], tensors[f"{name}.y"], task) for name in ("forget", "retain"))
+    assert_changed_like(method.teach(model, bad, Handover(forget, forget, retain)), tensors, 1e-3)
 
 
 def test_the_comparison_can_fail():
