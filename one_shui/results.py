@@ -20,7 +20,7 @@ from .experiment import Config
 from .scores import mean_and_interval
 from .splits import write_text
 
-# %% ../nbs/51_results.ipynb #662101b7
+# %% ../nbs/51_results.ipynb #3eb62eed
 TABLE = {  # column of the table: (split, metric)
     "retain": ("retain", "score"), "forget": ("forget", "score"), "test": ("test", "score"), "ToW ↑": ("all", "ToW"),
     "loss attack AUC": ("forget", "loss attack AUC"),
@@ -41,9 +41,10 @@ def result_table(
     def cell(method, split, metric):
         values = rows.query("method == @method and split == @split and metric == @metric")["value"]
         if values.empty: return "–"
+        if metric == "over_forgot": return "yes" if values.mean() > .5 else "no"
         mean, half = mean_and_interval(values)
         return f"{mean:.2f}" if len(values) < 2 else f"{mean:.2f} ± {half:.2f}"
-    columns = {**TABLE, "seconds": ("all", "seconds")}
+    columns = {**TABLE, "over-forgot": ("val", "over_forgot"), "seconds": ("all", "seconds")}
     table = pd.DataFrame([{"method": method, "access": rows.loc[rows["method"] == method, "access"].iloc[0],
                            **{name: cell(method, *where) for name, where in columns.items()}} for method in rows["method"].unique()])
     return table.set_index("method")
@@ -123,7 +124,7 @@ def summary(
                     f"ToW {tried[best]:.1f}, {verdict} ({nothing:.1f}).")
     return said
 
-# %% ../nbs/51_results.ipynb #3f6667ec
+# %% ../nbs/51_results.ipynb #de1aaf2e
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
@@ -144,7 +145,8 @@ $sentences
 <p>Scores in percent. ToW 100 is indistinguishable from retraining.
 The loss attack's AUC is 50 when forget pictures look like pictures never seen.
 Access: <em>support</em> sees one picture a person; <em>statistics</em> also an artifact made before anybody asked;
-<em>full</em> all training pictures. Seconds: the time a method took at the request.</p>
+<em>full</em> all training pictures. Over-forgot: the score on people who never asked fell by more than 5 points.
+Seconds: the time a method took at the request.</p>
 <h2>Charts</h2>$charts
 <h2>Settings</h2><pre>$settings</pre>
 <script>(() => { $library })();</script>

@@ -124,11 +124,13 @@ class GradientAscent(Unlearner):
             optimizer.step()
         return model
 
-# %% ../nbs/30_unlearn.ipynb #8d2520bb
+# %% ../nbs/30_unlearn.ipynb #47efe0f1
 METHODS: dict[str, "type[Unlearner] | str"] = {
     "original": Original, "retrain": Retrain, "gradient_ascent": GradientAscent, "ssd": "one_shui.ssd:SSD", "jit": "one_shui.jit:JiT",
     "pgu": "one_shui.pgu:PGU", "scrub": "one_shui.scrub:SCRUB", "bad_teacher": "one_shui.bad_teacher:BadTeacher",
-    "metaunlearn": "one_shui.metaunlearn:MetaUnlearn"}
+    "random_labels": "one_shui.relabel:RandomLabels", "prior_labels": "one_shui.relabel:PriorLabels",
+    "max_entropy": "one_shui.relabel:MaxEntropy", "finetune": "one_shui.finetune:FineTune",
+    "neggrad_plus": "one_shui.finetune:NegGradPlus", "salun": "one_shui.finetune:SalUn", "metaunlearn": "one_shui.metaunlearn:MetaUnlearn"}
 
 
 def register(method: type[Unlearner]) -> type[Unlearner]:
