@@ -84,7 +84,7 @@ def demo_command(
     from one_shui.experiment import Config
     _run(Config(seed=seed, methods=("original", "retrain", "gradient_ascent", "metaunlearn"), toy=dict(n_people=200, n_photos=12)), out)
 
-# %% ../nbs/52_cli.ipynb #8c838efb
+# %% ../nbs/52_cli.ipynb #416a29f2
 @app.command(name="methods", epilog="Example:\n\n`one-shui methods --json`")
 def methods_command(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
@@ -98,7 +98,7 @@ def methods_command(
     if as_json: return typer.echo(json.dumps(rows, indent=1))
     for row in rows: typer.echo(f"{row['name']:18}{row['access']:12}{row['source']}")
 
-
+# %% ../nbs/52_cli.ipynb #f1f7ac46
 @app.command(name="tune", epilog="Examples:\n\n`one-shui tune gradient_ascent --run runs/demo`\n\n"
              "`one-shui tune metaunlearn --run runs/demo --grid eta=0.003,0.01 --grid lr=0.001`")
 def tune_command(
@@ -129,7 +129,7 @@ def tune_command(
     write_text(file, found.assign(seed=seed, requests=requests).to_csv(index=False))
     typer.echo(f"{found.round(4).to_string(index=False)}\n\nin {file}; use the first row with --set {method}.NAME=VALUE")
 
-# %% ../nbs/52_cli.ipynb #0afa091a
+# %% ../nbs/52_cli.ipynb #cc7e3596
 data = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Check and fetch datasets.")
 app.add_typer(data, name="data")
 
@@ -168,7 +168,7 @@ def check_command(
     typer.echo("sound" if found.is_sound else "not sound")
     if not found.is_sound: raise typer.Exit(1)
 
-
+# %% ../nbs/52_cli.ipynb #2019e77d
 @data.command(name="download", epilog="Example:\n\n`one-shui data download lfw --root DATA`")
 def download_command(
     dataset: Annotated[str, typer.Argument(help="lfw or celeba.")],

@@ -67,7 +67,7 @@ def correlations(
     seen = {row: small(row) for row in np.unique(pairs[["a", "b"]])}
     return np.array([float(seen[a] @ seen[b]) for a, b in zip(pairs["a"], pairs["b"], strict=True)])
 
-# %% ../nbs/06_datacheck.ipynb #2fd5a64f
+# %% ../nbs/06_datacheck.ipynb #5a6497db
 @dataclass(frozen=True)
 class DataReport:
     "What a check found"
@@ -82,7 +82,7 @@ class DataReport:
         "Nothing was found"
         return not (len(self.pairs) or self.unreadable or self.missing)
 
-
+# %% ../nbs/06_datacheck.ipynb #c87bff91
 def check_data(
     faces: Faces,                   # From a reader
     splits: Splits | None = None,   # Look for leaks between its sets; None: don't
@@ -112,7 +112,7 @@ def check_data(
     facts |= {"unreadable": len(unreadable), "missing": len(missing or [])}
     return DataReport(faces, pd.Series(facts, name=faces.name), pairs, unreadable, list(missing or []))
 
-
+# %% ../nbs/06_datacheck.ipynb #936f965d
 def _label_pairs(pairs: pd.DataFrame, faces: Faces, digests: np.ndarray, splits: Splits | None) -> pd.DataFrame:
     "Say of each pair whether it is exact, crosses people, and crosses sets"
     a, b, who = pairs["a"].to_numpy(), pairs["b"].to_numpy(), faces.identities

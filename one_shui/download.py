@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from .task import BadInput, check_choice
 
-# %% ../nbs/07_download.ipynb #75a4b176
+# %% ../nbs/07_download.ipynb #9d48db72
 def fetch(
     url: str,               # Where it is
     file: str | Path,       # Where it goes
@@ -48,7 +48,7 @@ def _digest(opened) -> str:
     while block := opened.read(1 << 20): digest.update(block)
     return digest.hexdigest()
 
-
+# %% ../nbs/07_download.ipynb #f1abaf04
 def _fetch_rest(url: str, part: Path, progress: bool) -> None:
     "Append what is missing of a file"
     have = part.stat().st_size if part.exists() else 0

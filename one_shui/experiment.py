@@ -126,7 +126,7 @@ def _merged(config: Config, folder: Path) -> dict:
             raise BadInput(f"{folder} holds {name} with settings {before}, this run has {now}; choose another folder (--out DIR)")
     return dict(new, methods=list(dict.fromkeys([*old["methods"], *new["methods"]])), settings=old["settings"] | new["settings"])
 
-# %% ../nbs/50_experiment.ipynb #bd689d04
+# %% ../nbs/50_experiment.ipynb #7497a17c
 @dataclass(frozen=True)
 class Pictures:
     "The sets of one run"
@@ -139,7 +139,7 @@ class Pictures:
     forget: FaceSet
     retain: FaceSet
 
-
+# %% ../nbs/50_experiment.ipynb #d5e97adb
 def decode_pictures(
     config: Config,          # The run
     faces: Faces,            # Its dataset
@@ -153,7 +153,7 @@ def decode_pictures(
         faces = without_bad(faces, error)
         return faces, cached_pictures(faces, config.size, crop=config.crop, progress=progress)
 
-
+# %% ../nbs/50_experiment.ipynb #f019b42d
 def _cleaned(faces: Faces, folder: Path | None, progress: bool) -> Faces:
     "A dataset without duplicates; what was left out is written to `left-out.csv`"
     cleaned, dropped = clean_faces(check_data(faces, progress=progress))
@@ -161,7 +161,7 @@ def _cleaned(faces: Faces, folder: Path | None, progress: bool) -> Faces:
     warnings.warn(f"{len(dropped)} duplicates left out of {len(faces)} pictures", stacklevel=2)
     return cleaned
 
-
+# %% ../nbs/50_experiment.ipynb #1387138c
 def load_pictures(
     config: Config,       # The run
     folder: Path | None = None,  # Keep the split here as `splits.json`; None: nowhere

@@ -134,13 +134,13 @@ def read_celeba(
     people = _people(folder / "identity_CelebA.txt")
     return _attribute_faces("celeba", folder, "img_align_celeba", people, "list_attr_celeba.txt")
 
-# %% ../nbs/02_faces.ipynb #ec835394
+# %% ../nbs/02_faces.ipynb #7d87802f
 def _write_attributes(faces: Faces, file: Path, names: list[str]) -> None:
     "Write an attribute file in CelebA's form"
     rows = [f"{n} " + " ".join(f"{v:2d}" for v in row) for n, row in zip(names, faces.targets.astype(int) * 2 - 1, strict=True)]
     file.write_text("\n".join([str(len(names)), " ".join(faces.task.classes), *rows]) + "\n")
 
-
+# %% ../nbs/02_faces.ipynb #f2ed1ab7
 def _write_mufac(faces: Faces, root: Path, people: np.ndarray) -> list[str]:
     "Write MUFAC's three tables (80/10/10 by picture, as its people overlap too); returns where the pictures go"
     age = np.array(list("abcdefgh"))[faces.targets]
@@ -151,7 +151,7 @@ def _write_mufac(faces: Faces, root: Path, people: np.ndarray) -> list[str]:
     for name in ("train", "val", "test"): table[part == name].to_csv(root / f"custom_{name}_dataset.csv", index=False)
     return [f"{p}_images/{path}" for p, path in zip(part, table["image_path"], strict=True)]
 
-
+# %% ../nbs/02_faces.ipynb #d49cb902
 def save_faces(
     faces: Faces,       # With `pictures`, e.g. from `toy_faces`; ages for "mufac", attributes for the others
     root: str | Path,   # Folder to make the dataset's folder in

@@ -20,7 +20,7 @@ from .ssd import importance
 from .task import task_loss
 from .unlearn import Artifact, Needs, Unlearner
 
-# %% ../nbs/37_finetune.ipynb #cdd0e7d7
+# %% ../nbs/37_finetune.ipynb #b9674d3b
 @dataclass
 class _Paired(Unlearner):
     "SGD over retain, with a batch of forget beside each batch"
@@ -50,7 +50,7 @@ class _Paired(Unlearner):
             schedule.step()
         return model
 
-
+# %% ../nbs/37_finetune.ipynb #f13d4b7d
 @dataclass
 class FineTune(_Paired):
     "Go on training on retain"
@@ -59,7 +59,7 @@ class FineTune(_Paired):
 
     def loss(self, model, task, retain, forget): return task_loss(task, model(retain[0]), retain[1])
 
-
+# %% ../nbs/37_finetune.ipynb #93bf6dc9
 @dataclass
 class NegGradPlus(_Paired):
     "Descend on retain and ascend on forget at once"

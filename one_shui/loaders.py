@@ -94,7 +94,7 @@ def without_bad(
     warnings.warn(f"{len(error.problems)} pictures left out that can't be read, the first is {first}", stacklevel=2)
     return replace(faces, table=faces.table.drop(index=faces.table.index[list(error.problems)]).reset_index(drop=True))
 
-# %% ../nbs/04_loaders.ipynb #dd0bb025
+# %% ../nbs/04_loaders.ipynb #f37a88b3
 BLOCK = 16_000_000  # Bytes decoded between two writes
 
 
@@ -123,7 +123,7 @@ def _build(faces: Faces, file: Path, size: int, crop: float, progress: bool) -> 
         raise BadPictures(problems)
     os.replace(half, file)
 
-
+# %% ../nbs/04_loaders.ipynb #a856c5b8
 def cached_pictures(
     faces: Faces,                     # From a reader, or drawn
     size: int,                        # Side in pixels
@@ -150,7 +150,7 @@ def cached_pictures(
                        "make room, or name another folder in ONE_SHUI_CACHE") from error
     return np.load(file, mmap_mode="r")
 
-
+# %% ../nbs/04_loaders.ipynb #6cdfe077
 def _open(file: Path, rows: int) -> np.ndarray | None:
     "A finished cache, or None when there is none or it was cut"
     try: pictures = np.load(file, mmap_mode="r")
@@ -177,7 +177,7 @@ class DecodedPictures:
         if problems: raise BadPictures(problems)
         return np.stack(decoded)
 
-# %% ../nbs/04_loaders.ipynb #6abc5b25
+# %% ../nbs/04_loaders.ipynb #0552ad9d
 RELEASE = 16_000_000  # Bytes read between two times of giving pages back
 
 
@@ -186,7 +186,7 @@ def _release(pictures: np.ndarray) -> None:
     mapped = getattr(pictures, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"): mapped.madvise(mmap.MADV_DONTNEED)
 
-
+# %% ../nbs/04_loaders.ipynb #8f12fe96
 class FaceSet:
     "Some pictures of a dataset with their labels and people, in memory or mapped from disk"
     n_inp = 1      # fastai: one input, the rest are targets

@@ -140,7 +140,7 @@ def val_levels(
     "L of each val batch under the original network"
     return [objective.level(task, model(x), y).item() for x, y in batches]
 
-# %% ../nbs/40_metaloss.ipynb #9f95c57b
+# %% ../nbs/40_metaloss.ipynb #a084ada7
 class MetaStep(NamedTuple):
     "What one simulated request teaches"
     gradient: dict[str, Tensor]    # dA/dφ by parameter name
@@ -148,7 +148,7 @@ class MetaStep(NamedTuple):
     meta_loss: float               # M before the step
     unlearned: dict[str, Tensor]   # The moved parameters after it
 
-
+# %% ../nbs/40_metaloss.ipynb #f08ed492
 def _pull(
     outputs: _Outputs, task: Task, after: dict[str, Tensor], forget: Sequence[Batch], val: Sequence[Batch],
     levels: Sequence[float], objective: Objective,
@@ -173,7 +173,7 @@ def _level_after(outputs: _Outputs, task: Task, parameters, x: Tensor, y: Tensor
     "L of a val batch after the step"
     return objective.level(task, outputs.at(parameters, x)[0], y).item()
 
-
+# %% ../nbs/40_metaloss.ipynb #186f6431
 def meta_gradient(
     model: nn.Module,          # The original network in eval mode; not changed
     meta_loss: MetaLoss,       # The learned loss

@@ -49,7 +49,7 @@ def _simulations(
         for asking, rest in simulate_requests(train.identities, n_forget, np.random.default_rng([seed, epoch])):
             yield train.subset(asking), train.subset(rest)
 
-# %% ../nbs/41_metaunlearn.ipynb #afbfc789
+# %% ../nbs/41_metaunlearn.ipynb #dc4f304f
 PUBLISHED: dict = {
     ("mufac", 5): dict(epochs=10, lr=1e-2, eta=1e-3), ("mufac", 10): dict(epochs=3, lr=1e-3, eta=1e-3), ("celebahq", 1): dict(n_forget=50),
     "mufac": dict(lr=1e-3, eta=1e-3),
@@ -120,7 +120,7 @@ class MetaUnlearn(Unlearner):
         with torch.no_grad(): features = logits_and_features(model, x)[1]
         return MetaLoss(train.task, features.shape[1], len(people), self.hidden, dropout=self.dropout)
 
-
+# %% ../nbs/41_metaunlearn.ipynb #5f5d78e6
 def _requests(train: FaceSet, n_forget: int) -> int:
     "Simulated requests in a round through the people of train"
     _, counts = np.unique(train.identities, return_counts=True)

@@ -78,7 +78,7 @@ def _build(spec: ModelSpec, **pretrained) -> nn.Module:
     size = dict(img_size=spec.size) if fixed and fixed.fixed_input_size else {}
     return timm.create_model(spec.arch, num_classes=spec.n_outputs, **{**size, **spec.options, **pretrained})
 
-# %% ../nbs/10_models.ipynb #9845be61
+# %% ../nbs/10_models.ipynb #e3528568
 def create_model(
     spec: ModelSpec,                   # What to build
     pretrained: bool = False,          # Start from timm's published weights (downloads them)
@@ -95,7 +95,7 @@ def create_model(
             raise BadInput(f"no pretrained weights for {spec.arch}: {type(error).__name__}; without a network, download them "
                            "elsewhere and give the file (--weights FILE.safetensors)") from error
 
-
+# %% ../nbs/10_models.ipynb #858e30bb
 def _from_hub(spec: ModelSpec) -> nn.Module:
     "Build a network with published weights; when the hub can't be found, look in its cache only instead of trying for a minute"
     host = urlparse(constants.ENDPOINT).hostname
@@ -103,7 +103,7 @@ def _from_hub(spec: ModelSpec) -> nn.Module:
     except OSError: offline = True
     with patch.object(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE or offline): return _build(spec, pretrained=True)
 
-
+# %% ../nbs/10_models.ipynb #51824cd3
 def _with_weights(spec: ModelSpec, file: Path) -> nn.Module:
     "Build a network that starts from the weights in a file, but with a new classifier"
     if file.suffix != ".safetensors":

@@ -27,7 +27,7 @@ def soft_loss(
     if task.is_multi_label: return F.binary_cross_entropy_with_logits(logits, target)
     return F.cross_entropy(logits, target)
 
-# %% ../nbs/36_relabel.ipynb #ec81a134
+# %% ../nbs/36_relabel.ipynb #183bcd7a
 @dataclass
 class _Teach(Unlearner):
     "Descend on answers that a subclass chooses"
@@ -48,7 +48,7 @@ class _Teach(Unlearner):
                 optimizer.step()
         return model
 
-
+# %% ../nbs/36_relabel.ipynb #33883623
 @dataclass
 class RandomLabels(_Teach):
     "Teach random labels, drawn anew for every step"
@@ -60,7 +60,7 @@ class RandomLabels(_Teach):
         if task.is_multi_label: return torch.randint(2, targets.shape, generator=generator).float()
         return multi_hot(task, torch.randint(task.n_outputs, targets.shape, generator=generator))
 
-
+# %% ../nbs/36_relabel.ipynb #a48de79f
 @dataclass
 class PriorLabels(_Teach):
     "Teach how common each label is in train"
@@ -72,7 +72,7 @@ class PriorLabels(_Teach):
 
     def answers(self, task, targets, artifact, generator): return artifact.tensors["prior"].expand(len(targets), -1)
 
-
+# %% ../nbs/36_relabel.ipynb #65137e5c
 @dataclass
 class MaxEntropy(_Teach):
     "Teach the most undecided answer"

@@ -124,7 +124,7 @@ def summary(
                     f"ToW {tried[best]:.1f}, {verdict} ({nothing:.1f}).")
     return said
 
-# %% ../nbs/51_results.ipynb #de1aaf2e
+# %% ../nbs/51_results.ipynb #2ac3c457
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
@@ -159,7 +159,7 @@ dark.addEventListener("change", draw); draw();
 </script></body></html>
 """)
 
-
+# %% ../nbs/51_results.ipynb #302c1895
 def _chart(name: str, chart: alt.TopLevelMixin) -> str:
     "A chart as HTML that the page's script draws"
     spec = chart.to_dict()
@@ -167,7 +167,7 @@ def _chart(name: str, chart: alt.TopLevelMixin) -> str:
     return (f'<div class="chart" id="{name}" role="img" aria-label="{label}"></div>\n'
             f'<script type="application/json" data-chart="{name}">{text}</script>')
 
-
+# %% ../nbs/51_results.ipynb #c9c6b0b2
 def save_report(
     rows: pd.DataFrame,   # As from `run`
     config: Config,       # Of that run

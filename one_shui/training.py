@@ -165,7 +165,7 @@ class _ResumingLearner(Learner):
             self.epoch = epoch
             self._with_events(self._do_epoch, "epoch", CancelEpochException)
 
-# %% ../nbs/11_training.ipynb #fd8ead19
+# %% ../nbs/11_training.ipynb #619a9602
 def fit(
     model: nn.Module,                 # Trained in place
     train: FaceSet,                   # To learn from
@@ -206,7 +206,7 @@ def fit(
     model.eval()
     return pd.DataFrame(kept.history)
 
-
+# %% ../nbs/11_training.ipynb #1d0df2b1
 def _load_state(file: str | Path | None, facts: dict) -> tuple[dict[str, Tensor], list[dict]]:
     "Tensors and log of an interrupted training, or nothing"
     if file is None or not Path(file).exists(): return {}, []
