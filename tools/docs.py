@@ -106,8 +106,14 @@ def symbol(text: str, page: str) -> str:
 
 
 def own_links(text: str) -> str:
-    "Links between notebooks as links between pages"
-    return re.sub(r"\]\(\d\d_(\w+)\.ipynb", r"](\1.ipynb", text)
+    "Links between notebooks as links between pages; without a public address, nothing links to sources"
+    config = get_config()
+    if not config.git_url: text = re.sub(r"\[source\]\([^)]*\)", "", text)
+    page = re.escape(f"{config.doc_host}{config.doc_baseurl}".rstrip("/")) + r"/(\w+)\.html"
+    link = re.compile(r"\[`?([^\]`]+)`?\]\(" + page + r"(#[\w.]+)?\)")
+    parts = re.split(r"(^```.*?^```)", text, flags=re.S | re.M)  # every second part is code, where a link is just a name
+    parts = [link.sub(r"\1" if k % 2 else r'<a href="\2.html\3"><code>\1</code></a>', part) for k, part in enumerate(parts)]
+    return re.sub(r"\]\(\d\d_(\w+)\.ipynb", r"](\1.ipynb", "".join(parts))
 
 
 def pages() -> None:
@@ -138,7 +144,7 @@ def main() -> None:
     process()
     pages()
     shutil.rmtree(SITE, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-b", "html", PAGES, SITE], check=True)
+    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", PAGES, SITE], check=True)
     for name in ("index.html", "metaunlearn.html", "searchindex.js"):
         if not (SITE / name).stat().st_size: raise SystemExit(f"{SITE / name} is empty")
     print(f"site: {SITE / 'index.html'}")
