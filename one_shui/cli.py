@@ -98,7 +98,7 @@ def methods_command(
     if as_json: return typer.echo(json.dumps(rows, indent=1))
     for row in rows: typer.echo(f"{row['name']:18}{row['access']:12}{row['source']}")
 
-# %% ../nbs/52_cli.ipynb #f1f7ac46
+# %% ../nbs/52_cli.ipynb #ded331f2
 @app.command(name="tune", epilog="Examples:\n\n`one-shui tune gradient_ascent --run runs/demo`\n\n"
              "`one-shui tune metaunlearn --run runs/demo --grid eta=0.003,0.01 --grid lr=0.001`")
 def tune_command(
@@ -124,7 +124,7 @@ def tune_command(
     config, pictures, model = load_run(run)
     base = kind.for_request(config.dataset, config.n_forget)
     fixed = {f.name: getattr(base, f.name) for f in fields(kind)}
-    found = tune(kind, values, model, pictures.train, pictures.val, config.n_forget, requests, seed, sys.stderr.isatty(), **fixed)
+    found = tune(kind, values, model, pictures.train, pictures.val, config.n_forget, requests, seed, sys.stderr.isatty(), fixed)
     file = Path(run) / f"tune-{method}.csv"
     write_text(file, found.assign(seed=seed, requests=requests).to_csv(index=False))
     typer.echo(f"{found.round(4).to_string(index=False)}\n\nin {file}; use the first row with --set {method}.NAME=VALUE")

@@ -42,7 +42,7 @@ def simulated_tow(
         rows.append(dict(forget=after["forget"], rest=after["retain"], val=after["test"], **{"simulated ToW": tow}))
     return pd.DataFrame(rows)
 
-# %% ../nbs/54_tune.ipynb #b6de1223
+# %% ../nbs/54_tune.ipynb #c0421868
 # Values that are tried when none are given
 GRIDS: dict[str, dict[str, list]] = {
     "gradient_ascent": dict(lr=[1e-3, 3e-3, 1e-2], steps=[5]), "metaunlearn": dict(lr=[1e-4, 1e-3], eta=[3e-3, 3e-2]),
@@ -62,14 +62,14 @@ def tune(
     requests: int = 3,           # Requests a combination
     seed: int = 0,               # Of who plays
     progress: bool = False,      # Show a bar
-    **settings,                  # Settings that stay the same
+    settings: dict | None = None,  # Settings that stay the same
 ) -> pd.DataFrame:               # One row a combination, the best first
     "Judge every combination on the same simulated requests"
     if not grid: raise BadInput(f"no values to try for {make.name}; give some (--grid lr=0.001,0.01)")
     combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     rows = []
     for values in tqdm(combinations, desc=make.name, disable=not progress):
-        try: found = simulated_tow(make(**{**settings, **values}), model, train, val, n_forget, requests, seed).mean().to_dict()
+        try: found = simulated_tow(make(**{**(settings or {}), **values}), model, train, val, n_forget, requests, seed).mean().to_dict()
         except BadInput as error: found = {"simulated ToW": float("nan"), "note": str(error)}
         rows.append({**values, **found})
     return pd.DataFrame(rows).sort_values("simulated ToW", ascending=False, ignore_index=True)

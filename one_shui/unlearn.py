@@ -6,13 +6,15 @@
 __all__ = ['Needs', 'METHODS', 'Artifact', 'Handover', 'Unlearner', 'Original', 'Retrain', 'GradientAscent', 'register',
            'method_names', 'find_method', 'Prepared', 'prepare_method', 'apply_method']
 
-# %% ../nbs/30_unlearn.ipynb #adb2520c
+# %% ../nbs/30_unlearn.ipynb #42fa310c
 import copy
 import os
 import pkgutil
+import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -153,12 +155,24 @@ def find_method(
     if found is None: raise BadInput(f"unknown method {name!r}; choose one of {', '.join(method_names())}")
     return pkgutil.resolve_name(found) if isinstance(found, str) else found
 
-# %% ../nbs/30_unlearn.ipynb #35b9ec96
+# %% ../nbs/30_unlearn.ipynb #e3fee561
 @dataclass(frozen=True)
 class Prepared:
     "A method's artifact, and what it took to make it"
     artifact: Artifact
     seconds: float = 0.
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    "Seed torch and Python's random for a while, then put their states back"
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally: random.setstate(state)
 
 
 def prepare_method(
@@ -171,13 +185,14 @@ def prepare_method(
     if method.needs != "statistics": return Prepared(Artifact())
     lent = train.subset(slice(None)), val.subset(slice(None))
     start = time.perf_counter()
-    try: artifact = method.prepare(copy.deepcopy(model).eval(), *lent)
+    try:
+        with _seeded(method.seed): artifact = method.prepare(copy.deepcopy(model).eval(), *lent)
     finally:
         for pictures in lent: pictures.close()
     facts = dict(artifact.facts, method=method.name, weights=weights_digest(model.state_dict()))
     return Prepared(Artifact(artifact.tensors, facts), time.perf_counter() - start)
 
-# %% ../nbs/30_unlearn.ipynb #eedd3022
+# %% ../nbs/30_unlearn.ipynb #a8034eb6
 def apply_method(
     method: Unlearner,           # Which
     model: nn.Module,            # The original network; not changed
@@ -197,8 +212,7 @@ def apply_method(
     fresh = type(method)(**{f.name: getattr(method, f.name) for f in fields(method)})
     handover = Handover(support, forget, retain, val) if method.needs == "full" else Handover(support)
     start = time.perf_counter()
-    with torch.random.fork_rng():
-        torch.manual_seed(method.seed)
+    with _seeded(method.seed):
         unlearned = fresh.unlearn(copy.deepcopy(model).eval(), artifact, handover)
     seconds = time.perf_counter() - start
     if not all(p.isfinite().all() for p in unlearned.state_dict().values()):

@@ -1,0 +1,89 @@
+"""Every method of the list, through the harness and the command line."""
+import json
+import sys
+
+import pandas as pd
+import pytest
+
+from one_shui.cli import main
+from one_shui.experiment import Config, load_pictures, load_run, run
+from one_shui.models import ModelSpec, create_model
+from one_shui.task import BadInput
+from one_shui.unlearn import METHODS, apply_method, find_method, prepare_method
+
+NAMES = [name for name in METHODS if name != "retrain"]
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return load_pictures(Config.tiny())
+
+
+@pytest.fixture(scope="module")
+def model(pictures):
+    return create_model(ModelSpec("small_cnn", pictures.faces.task.n_outputs, 32, options=dict(width=8))).eval()
+
+
+def quick(name):
+    "A method with settings of seconds"
+    fast = dict(metaunlearn=dict(epochs=1, n_forget=3, hidden=16), jit=dict(copies=2))
+    return find_method(name)(**fast.get(name, {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_sees_what_it_declares(pictures, model, name):
+    "Closed training sets are never touched at the request, and full access isn't given to who didn't ask"
+    method = quick(name)
+    prepared = prepare_method(method, model, pictures.train, pictures.val)
+    if method.needs == "full":
+        with pytest.raises((AttributeError, TypeError)): apply_method(method, model, prepared.artifact, pictures.support)
+    else:
+        closed = pictures.train.subset([0, 1])
+        closed.close()
+        apply_method(method, model, prepared.artifact, pictures.support, closed, closed, closed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_repeats_itself(pictures, model, name):
+    method = quick(name)
+    prepared = prepare_method(method, model, pictures.train, pictures.val)
+    everything = pictures.support, pictures.forget, pictures.retain, pictures.val
+    one, two = (apply_method(method, model, prepared.artifact, *everything)[0].state_dict() for _ in range(2))
+    assert all((one[key] == two[key]).all() for key in one)
+
+
+@pytest.mark.parametrize("task", ["attributes", "ages"])
+def test_every_method_runs(tmp_path, task):
+    config = Config.tiny(methods=tuple(METHODS), epochs=1, settings=dict(metaunlearn=dict(epochs=1), jit=dict(lr=1e-4)),
+                         toy=dict(n_people=30, n_photos=6, size=32, task=task))
+    rows = run(config, tmp_path / "run", say=lambda _: None)
+    assert set(rows["method"]) == set(METHODS)
+    assert set(rows.query("metric == 'ToW'")["method"]) == set(METHODS)
+
+
+def test_the_guard_speaks_up(tmp_path):
+    settings = dict(gradient_ascent=dict(lr=.3, steps=5))
+    rows = run(Config.tiny(methods=("original", "gradient_ascent"), settings=settings), tmp_path / "run", say=lambda _: None)
+    guard = rows.query("metric == 'over_forgot'").set_index("method")["value"]
+    on_val = rows.query("metric == 'mAP' and split == 'val'").set_index("method")["value"]
+    assert guard["original"] == 0
+    assert guard["gradient_ascent"] == float(on_val["original"] - on_val["gradient_ascent"] > 5)
+
+
+def test_list_and_tune(tmp_path, capsys, monkeypatch):
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["one-shui", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left: main()
+        return left.value.code, capsys.readouterr()
+    code, said = command("methods", "--json")
+    assert code == 0 and {row["name"] for row in json.loads(said.out)} >= set(METHODS)
+    folder = tmp_path / "run"
+    run(Config.tiny(methods=("original",), epochs=1, settings={}), folder, say=lambda _: None)
+    code, said = command("tune", "gradient_ascent", "--run", folder, "--grid", "lr=0.001,0.01", "--requests", "2")
+    assert code == 0 and len(pd.read_csv(folder / "tune-gradient_ascent.csv")) == 2
+    assert command("tune", "gradient_ascent", "--run", tmp_path)[0] == 2
+    assert "has no setting 'etta'" in command("tune", "gradient_ascent", "--run", folder, "--grid", "etta=1")[1].err
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(BadInput, match="holds no run"): load_run(tmp_path)
