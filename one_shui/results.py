@@ -167,14 +167,15 @@ def _chart(name: str, chart: alt.TopLevelMixin) -> str:
     return (f'<div class="chart" id="{name}" role="img" aria-label="{label}"></div>\n'
             f'<script type="application/json" data-chart="{name}">{text}</script>')
 
-# %% ../nbs/51_results.ipynb #c9c6b0b2
+# %% ../nbs/51_results.ipynb #fcb60c63
 def save_report(
     rows: pd.DataFrame,   # As from `run`
     config: Config,       # Of that run
     folder: str | Path,   # Of that run; `report.html` is written there
 ) -> Path:                # The file
     "Write a run's report as one HTML file"
-    charts = [_chart("scores", score_chart(rows)), _chart("training", training_chart(folder))]
+    charts = [_chart("scores", score_chart(rows))]
+    if any(Path(folder).glob("*-log.csv")): charts.append(_chart("training", training_chart(folder)))
     if "ToW" in set(rows["metric"]): charts.insert(0, _chart("tow", tow_chart(rows)))
     facts = {k: v for k, v in json.loads((Path(folder) / "config.json").read_text()).items() if k != "root" and v not in (None, {}, False)}
     page = _PAGE.substitute(

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from one_shui.experiment import Config, load_pictures
 from one_shui.faces import save_faces
+from one_shui.models import ModelSpec, create_model
 from one_shui.toy import toy_faces
 
 
@@ -24,6 +26,18 @@ def real() -> Path:
     folder = os.environ.get("ONE_SHUI_DATA")
     if not folder: pytest.skip("set ONE_SHUI_DATA to a folder with real faces")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    "The sets of a tiny run"
+    return load_pictures(Config.tiny())
+
+
+@pytest.fixture(scope="module")
+def model(pictures):
+    "An untrained network for them"
+    return create_model(ModelSpec("small_cnn", pictures.faces.task.n_outputs, 32, options=dict(width=8))).eval()
 
 
 @pytest.fixture(autouse=True)

@@ -6,22 +6,11 @@ import pandas as pd
 import pytest
 
 from one_shui.cli import main
-from one_shui.experiment import Config, load_pictures, load_run, run
-from one_shui.models import ModelSpec, create_model
+from one_shui.experiment import Config, load_run, run
 from one_shui.task import BadInput
 from one_shui.unlearn import METHODS, apply_method, find_method, prepare_method
 
 NAMES = [name for name in METHODS if name != "retrain"]
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return load_pictures(Config.tiny())
-
-
-@pytest.fixture(scope="module")
-def model(pictures):
-    return create_model(ModelSpec("small_cnn", pictures.faces.task.n_outputs, 32, options=dict(width=8))).eval()
 
 
 def quick(name):

@@ -7,22 +7,10 @@ import pytest
 import torch
 
 import one_shui.unlearn
-from one_shui.experiment import Config, load_pictures
-from one_shui.models import ModelSpec, create_model
 from one_shui.task import BadInput
 from one_shui.unlearn import Artifact, Unlearner, apply_method, find_method, method_names, prepare_method
 
 KEPT = []  # where a cheating method hides things between the two moments
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return load_pictures(Config.tiny())
-
-
-@pytest.fixture(scope="module")
-def model(pictures):
-    return create_model(ModelSpec("small_cnn", pictures.faces.task.n_outputs, 32, options=dict(width=8))).eval()
 
 
 @dataclass

@@ -21,7 +21,7 @@ BUILD, PAGES, SITE = ROOT / "build/nbs", ROOT / "build/pages", ROOT / "_docs"
 
 CONF = '''
 project, author, root_doc = "one_shui", "the one_shui developers", "index"
-extensions = ["myst_nb", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline"]
 html_theme, html_title = "furo", "one_shui"
 myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath", "deflist"]
 nb_execution_mode = "off"
