@@ -126,13 +126,15 @@ class GradientAscent(Unlearner):
             optimizer.step()
         return model
 
-# %% ../nbs/30_unlearn.ipynb #47efe0f1
+# %% ../nbs/30_unlearn.ipynb #ba1a25ee
 METHODS: dict[str, "type[Unlearner] | str"] = {
     "original": Original, "retrain": Retrain, "gradient_ascent": GradientAscent, "ssd": "one_shui.ssd:SSD", "jit": "one_shui.jit:JiT",
     "pgu": "one_shui.pgu:PGU", "scrub": "one_shui.scrub:SCRUB", "bad_teacher": "one_shui.bad_teacher:BadTeacher",
     "random_labels": "one_shui.relabel:RandomLabels", "prior_labels": "one_shui.relabel:PriorLabels",
     "max_entropy": "one_shui.relabel:MaxEntropy", "finetune": "one_shui.finetune:FineTune",
-    "neggrad_plus": "one_shui.finetune:NegGradPlus", "salun": "one_shui.finetune:SalUn", "metaunlearn": "one_shui.metaunlearn:MetaUnlearn"}
+    "neggrad_plus": "one_shui.finetune:NegGradPlus", "salun": "one_shui.finetune:SalUn",
+    "masked_ascent": "one_shui.portraits:MaskedAscent", "task_negation": "one_shui.portraits:TaskNegation",
+    "boundary_shrink": "one_shui.portraits:BoundaryShrink", "metaunlearn": "one_shui.metaunlearn:MetaUnlearn"}
 
 
 def register(method: type[Unlearner]) -> type[Unlearner]:
