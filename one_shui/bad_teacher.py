@@ -31,23 +31,18 @@ def fresh_copy(
             if callable(reset): reset()
     return fresh.eval()
 
-# %% ../nbs/35_bad_teacher.ipynb #b518f847
+# %% ../nbs/35_bad_teacher.ipynb #e1baee43
 @dataclass
 class BadTeacher(Unlearner):
     "Follow an incompetent teacher on forget"
     name: ClassVar[str] = "bad_teacher"
     needs: ClassVar[Needs] = "full"
     source: ClassVar[str] = "Chundawat et al., Can Bad Teaching Induce Forgetting?, AAAI 2023"
+    checked: ClassVar[bool] = True
     lr: float = 1e-4             # Of SGD, momentum 0.9, weight decay 5e-4, cosine to 0 by epoch
     epochs: int = 5              # Over forget and retain together
     batch_size: int = 64         # Pictures a step
     shuffle: bool = True         # New order each epoch
-
-    @classmethod
-    def for_request(cls, dataset: str, n_forget: int, **settings) -> "BadTeacher":
-        "The paper's values for the dataset and request size"
-        lr = 1e-3 if dataset == "mufac" else 1e-5 if (dataset, n_forget) == ("celebahq", 500) else 1e-4
-        return cls(**{"lr": lr, "batch_size": 256 if n_forget >= 200 else 64, **settings})
 
     def unlearn(self, model, artifact, handover):
         return self.teach(model, fresh_copy(model, self.seed), handover)

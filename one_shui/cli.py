@@ -84,21 +84,26 @@ def demo_command(
     from one_shui.experiment import Config
     _run(Config(seed=seed, methods=("original", "retrain", "gradient_ascent", "metaunlearn"), toy=dict(n_people=200, n_photos=12)), out)
 
-# %% ../nbs/52_cli.ipynb #416a29f2
+# %% ../nbs/52_cli.ipynb #ad0f382e
 @app.command(name="methods", epilog="Example:\n\n`one-shui methods --json`")
 def methods_command(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ):
-    "List the methods: name, access class, source, settings."
-    from dataclasses import fields
+    "List the methods: name, access class, source, cells with published settings, checked against reference vectors or not."
+    from dataclasses import asdict, fields
 
+    from one_shui.settings import CELLS
     from one_shui.unlearn import find_method, method_names
-    rows = [dict(name=name, access=(kind := find_method(name)).needs, source=kind.source, settings={
-        f.name: f.default for f in fields(kind) if isinstance(f.default, int | float | str | bool | None)}) for name in method_names()]
+    rows: list[dict] = [dict(name=name, access=(kind := find_method(name)).needs, source=kind.source, checked=kind.checked, settings={
+        f.name: f.default for f in fields(kind) if isinstance(f.default, int | float | str | bool | None)},
+        cells=[asdict(cell) for cell in CELLS.get(name, [])]) for name in method_names()]
     if as_json: return typer.echo(json.dumps(rows, indent=1))
-    for row in rows: typer.echo(f"{row['name']:18}{row['access']:12}{row['source']}")
+    typer.echo(f"{'method':18}{'access':12}{'cells':7}{'checked':9}source")
+    for row in rows:
+        typer.echo(f"{row['name']:18}{row['access']:12}{len(row['cells']):<7}{'yes' if row['checked'] else 'no':9}{row['source']}")
+    typer.echo("\ncells: situations with published settings; checked: arithmetic meets reference vectors. Both in full with --json.")
 
-# %% ../nbs/52_cli.ipynb #ded331f2
+# %% ../nbs/52_cli.ipynb #9b8bcc35
 @app.command(name="tune", epilog="Examples:\n\n`one-shui tune gradient_ascent --run runs/demo`\n\n"
              "`one-shui tune metaunlearn --run runs/demo --grid eta=0.003,0.01 --grid lr=0.001`")
 def tune_command(
@@ -122,11 +127,13 @@ def tune_command(
     if stray := set(values) - {f.name for f in fields(kind)}:
         raise BadInput(f"{method} has no setting {sorted(stray)[0]!r}; see one-shui methods --json")
     config, pictures, model = load_run(run)
-    base = kind.for_request(config.dataset, config.n_forget)
+    base = kind.for_request(config.dataset, config.n_forget, config.arch)
     fixed = {f.name: getattr(base, f.name) for f in fields(kind)}
     found = tune(kind, values, model, pictures.train, pictures.val, config.n_forget, requests, seed, sys.stderr.isatty(), fixed)
     file = Path(run) / f"tune-{method}.csv"
-    write_text(file, found.assign(seed=seed, requests=requests).to_csv(index=False))
+    asked = " ".join(f"--grid {name}={','.join(json.dumps(v) for v in of_name)}" for name, of_name in values.items())
+    command = f"one-shui tune {method} --run {run} {asked} --requests {requests} --seed {seed}"
+    write_text(file, found.assign(seed=seed, requests=requests, command=command).to_csv(index=False))
     typer.echo(f"{found.round(4).to_string(index=False)}\n\nin {file}; use the first row with --set {method}.NAME=VALUE")
 
 # %% ../nbs/52_cli.ipynb #cc7e3596

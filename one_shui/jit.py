@@ -30,13 +30,14 @@ def lipschitz_loss(
         ratios.append(((logits - moved).norm(dim=1) / (noisy - x).flatten(1).norm(dim=1)).sum())
     return torch.stack(ratios).mean()
 
-# %% ../nbs/32_jit.ipynb #3d3fc96a
+# %% ../nbs/32_jit.ipynb #ec6ddc1d
 @dataclass
 class JiT(Unlearner):
     "Lipschitz regularisation on the portraits"
     name: ClassVar[str] = "jit"
     needs: ClassVar[Needs] = "support"
     source: ClassVar[str] = "Foster et al., An Information Theoretic Approach to Machine Unlearning, 2024"
+    checked: ClassVar[bool] = True
     lr: float = .01          # Of the single SGD step
     sigma: float | None = None  # Strength of the noise; None: 30 for transformers, 0.01 for others (De Min et al. 2025)
     copies: int = 25         # Noisy copies of a picture

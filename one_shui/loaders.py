@@ -186,7 +186,7 @@ def _release(pictures: np.ndarray) -> None:
     mapped = getattr(pictures, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"): mapped.madvise(mmap.MADV_DONTNEED)
 
-# %% ../nbs/04_loaders.ipynb #8f12fe96
+# %% ../nbs/04_loaders.ipynb #e71f9169
 class FaceSet:
     "Some pictures of a dataset with their labels and people, in memory or mapped from disk"
     n_inp = 1      # fastai: one input, the rest are targets
@@ -200,7 +200,7 @@ class FaceSet:
         identities: np.ndarray,  # (all,) who each picture shows
         task: Task,              # What the targets mean
     ):
-        self._rows, self.task, self._seen = np.asarray(rows), task, 0
+        self._rows, self.task, self._seen, self._reads = np.asarray(rows), task, 0, [0]
         self._pictures: np.ndarray | None = pictures
         self._targets: np.ndarray | None = targets[self._rows]
         self._identities: np.ndarray | None = identities[self._rows]
@@ -210,6 +210,17 @@ class FaceSet:
     def close(self) -> None:
         "Let go of everything; any later use raises ValueError"
         self._pictures = self._targets = self._identities = None
+
+    def lend(self) -> "FaceSet":
+        "The same pictures, for somebody else: counts its own reads, and can be closed on its own"
+        new = self.subset(slice(None))
+        new._reads = [0]
+        return new
+
+    @property
+    def reads(self) -> int:
+        "Pictures handed out so far, by this set and its subsets; one that was read twice counts twice"
+        return self._reads[0]
 
     def _open(self, what):
         if what is None: raise ValueError("these pictures are gone: the set was closed when the method's preparation ended")
@@ -237,6 +248,7 @@ class FaceSet:
         pictures = self._open(self._pictures)
         read = pictures[self._rows[positions]]
         self._seen += read.nbytes
+        self._reads[0] += len(positions)
         if self._seen > RELEASE:
             _release(pictures)
             self._seen = 0

@@ -42,15 +42,16 @@ def simulated_tow(
         rows.append(dict(forget=after["forget"], rest=after["retain"], val=after["test"], **{"simulated ToW": tow}))
     return pd.DataFrame(rows)
 
-# %% ../nbs/54_tune.ipynb #bb6ab596
+# %% ../nbs/54_tune.ipynb #00296afd
 # Values that are tried when none are given
 GRIDS: dict[str, dict[str, list]] = {
     "gradient_ascent": dict(lr=[1e-3, 3e-3, 1e-2], steps=[5]), "metaunlearn": dict(lr=[1e-4, 1e-3], eta=[3e-3, 3e-2]),
     "ssd": dict(alpha=[5., 50.], lam=[.1, 2.]), "jit": dict(lr=[3e-3, 1e-2, 3e-2]), "pgu": dict(lr=[.01, .1], gamma=[.75, .9]),
     "scrub": dict(lr=[1e-3, 5e-3, 1e-2]), "bad_teacher": dict(lr=[1e-4, 1e-3, 1e-2]),
     **{name: dict(lr=[1e-3, 5e-3, 2e-2]) for name in (
-        "random_labels", "prior_labels", "max_entropy", "boundary_shrink", "masked_ascent", "finetune", "neggrad_plus", "salun")},
-    "task_negation": dict(strength=[.3, 1., 3.]),
+        "random_labels", "prior_labels", "max_entropy", "boundary_shrink", "amun",
+        "ascent_to_val", "masked_ascent", "finetune", "neggrad_plus", "salun")},
+    "mu_mis": dict(lr=[1e-6, 1e-5, 1e-4, 1e-3]), "task_negation": dict(strength=[.3, 1., 3.]),
 }
 
 

@@ -1,14 +1,17 @@
 """Every method of the list, through the harness and the command line."""
 import json
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from one_shui.cli import main
 from one_shui.experiment import Config, load_run, run
+from one_shui.settings import CELLS
 from one_shui.task import BadInput
-from one_shui.unlearn import METHODS, apply_method, find_method, prepare_method
+from one_shui.unlearn import METHODS, Artifact, apply_method, find_method, prepare_method
 
 NAMES = [name for name in METHODS if name != "retrain"]
 
@@ -48,6 +51,40 @@ def test_every_method_runs(tmp_path, task):
     rows = run(config, tmp_path / "run", say=lambda _: None)
     assert set(rows["method"]) == set(METHODS)
     assert set(rows.query("metric == 'ToW'")["method"]) == set(METHODS)
+
+
+def test_the_readme_lists_every_method():
+    lines = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").splitlines()
+    table = {cells[1].strip(" `"): (cells[2].strip(), cells[4].strip() == "yes") for line in lines if len(cells := line.split("|")) == 6}
+    said = {name: table.get(name) for name in METHODS}
+    assert said == {name: (find_method(name).needs, find_method(name).checked) for name in METHODS}
+
+
+def test_settings_say_where_they_come_from(tmp_path):
+    config = Config.tiny(methods=("original", "ssd", "jit"), settings=dict(jit=dict(lr=1e-4)), epochs=1)
+    rows = run(config, tmp_path / "run", say=lambda _: None)
+    said = rows.groupby("method")["settings"].first()
+    assert said["original"] == "defaults of the class"
+    assert said["ssd"] == "nearest cell: celeba, vit, N_S 5 (De Min et al. 2025)"
+    assert said["jit"].startswith("given: lr; others: nearest cell: celeba, cnn")
+
+
+def test_cells_fit_their_methods():
+    for name, cells in CELLS.items():
+        known = {f.name for f in fields(find_method(name))}
+        assert cells and all(cell.values.keys() <= known for cell in cells), name
+        assert len({(cell.dataset, cell.family, cell.n_forget) for cell in cells}) == len(cells), name
+
+
+def test_costs(pictures, model):
+    "A method with full access reads the training pictures, one without reads portraits alone"
+    everything = pictures.support, pictures.forget, pictures.retain, pictures.val
+    names = "original", "gradient_ascent", "finetune"
+    read = {name: apply_method(quick(name), model, Artifact(), *everything)[1].pictures_read for name in names}
+    assert read["original"] == 0
+    assert read["gradient_ascent"] == 5 * len(pictures.support)
+    assert read["finetune"] >= len(pictures.retain)
+    assert prepare_method(quick("ssd"), model, pictures.train, pictures.val).cost.pictures_read == len(pictures.train)
 
 
 def test_the_guard_speaks_up(tmp_path):
