@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'data', 'bench', 'run_command', 'demo_command', 'methods_command', 'tune_command', 'check_command',
-           'download_command', 'bench_loaders_command', 'main']
+           'download_command', 'bench_loaders_command', 'bench_meta_gradient_command', 'main']
 
 # %% ../nbs/52_cli.ipynb #a4cef12e
 import json
@@ -185,13 +185,9 @@ def download_command(
     from one_shui.download import download
     typer.echo(f"there: {download(dataset, root, progress=sys.stderr.isatty())}")
 
-# %% ../nbs/52_cli.ipynb #b37026ee
+# %% ../nbs/52_cli.ipynb #1ba3eff8
 bench = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Measure; prints one JSON object.")
 app.add_typer(bench, name="bench")
-
-
-@bench.callback()
-def _bench() -> None: "Keep `bench` a group while it has a single command"
 
 
 @bench.command(name="loaders", epilog="Example:\n\n`one-shui bench loaders --root DATA`")
@@ -203,6 +199,24 @@ def bench_loaders_command(
     "Caching, reading, training steps and memory, each against the usual way."
     from one_shui.bench import bench_loaders
     typer.echo(json.dumps({name: round(float(value), 4) for name, value in bench_loaders(root, size, rounds).items()}))
+
+# %% ../nbs/52_cli.ipynb #4705b8b0
+@bench.command(name="meta-gradient", epilog="Examples:\n\n`one-shui bench meta-gradient --size 64 --patch-size 8`\n\n"
+               "`one-shui bench meta-gradient --arch vit_base_patch16_224 --size 224 --people 8 --batches 1 --batch-size 16`")
+def bench_meta_gradient_command(
+    arch: Annotated[str, typer.Option(help="Any timm name.")] = "vit_tiny_patch16_224",
+    size: Annotated[int, typer.Option(help="Side of a picture in pixels.")] = 64,
+    patch_size: Annotated[Optional[int], typer.Option(help="Of a ViT; default: its own.")] = None,
+    people: Annotated[int, typer.Option(help="Support pictures.")] = 20,
+    batches: Annotated[int, typer.Option(help="Forget batches, and as many of val.")] = 4,
+    batch_size: Annotated[int, typer.Option(help="Pictures a batch.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Medians are over so many rounds.")] = 3,
+):
+    "Time and memory of MetaUnlearn's meta-gradient: double backward, the same with care, forward mode."
+    from one_shui.bench_gradient import bench_meta_gradient
+    from one_shui.models import ModelSpec, check_spec
+    check_spec(ModelSpec(arch, 1, size, options={} if patch_size is None else dict(patch_size=patch_size)))
+    typer.echo(json.dumps(bench_meta_gradient(arch, size, patch_size, people, batches, batch_size, rounds)))
 
 # %% ../nbs/52_cli.ipynb #da75557d
 def main() -> None:
