@@ -257,7 +257,7 @@ def original_network(
     save_model(network, spec, file, splits=digest, classes=pictures.faces.task.classes, method="original")
     return network, spec
 
-# %% ../nbs/50_experiment.ipynb #93e05e8c
+# %% ../nbs/50_experiment.ipynb #8687cbab
 def forget(
     config: Config,        # The run
     folder: Path,          # Where files go
@@ -272,6 +272,7 @@ def forget(
     method, digest, file = make_method(config, name), pictures.splits.digest, folder / f"{name}.safetensors"
     if hasattr(method, "train_on"): method.train_on = lambda retain, val: _train(config, folder, name, spec, retain, val, progress)
     if hasattr(method, "progress"): method.progress = progress
+    if hasattr(method, "checkpoint"): method.checkpoint = folder / f"{name}.partial"
     say(f"{name}: {'preparing and ' if method.needs == 'statistics' else ''}forgetting {pictures.splits.request.n_forget} people")
     prepared = _prepare(method, folder / f"{name}-artifact.safetensors", original, pictures)
     network, cost = apply_method(method, original, prepared.artifact, pictures.support, pictures.forget, pictures.retain, pictures.val)

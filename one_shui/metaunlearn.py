@@ -5,20 +5,26 @@
 # %% auto #0
 __all__ = ['MetaUnlearn']
 
-# %% ../nbs/41_metaunlearn.ipynb #acf8376a
+# %% ../nbs/41_metaunlearn.ipynb #d066e370
+import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from . import __version__
 from .loaders import FaceLoader, FaceSet
-from .metaloss import MetaLoss, Moved, Objective, Support, meta_gradient, moved_parameters, unlearning_step, val_levels
-from .models import logits_and_features
+from .metaloss import (
+    MetaLoss, Moved, Objective, Support, loss_sequence, meta_gradient, moved_parameters, unlearning_step, val_levels)
+from .models import logits_and_features, read_tensors, write_tensors
+from .rehearsal import Judge, play_requests
 from .settings import published_settings
 from .splits import simulate_requests
 from .task import BadInput, Batch
@@ -38,19 +44,60 @@ def _portraits(pictures: FaceSet, people: list[str], device: torch.device) -> Su
     (x, targets), = _batches(pictures, len(pictures), device)
     return Support(x, targets, torch.tensor([row[person] for person in pictures.identities], device=device))
 
-# %% ../nbs/41_metaunlearn.ipynb #50d1a50a
+# %% ../nbs/41_metaunlearn.ipynb #03c01024
 def _simulations(
-    train: FaceSet,           # Everybody
+    train: FaceSet,           # Everybody who plays
     n_forget: int,            # People a request
-    epochs: int,              # Rounds through the people
+    round_: int,              # Which round through the people
     seed: int,                # Of the rounds
 ) -> Iterator[tuple[FaceSet, FaceSet]]:
-    "Support and forget pictures of one simulated request after another"
-    for epoch in range(epochs):
-        for asking, rest in simulate_requests(train.identities, n_forget, np.random.default_rng([seed, epoch])):
-            yield train.subset(asking), train.subset(rest)
+    "Support and forget pictures of the simulated requests of one round"
+    for asking, rest in simulate_requests(train.identities, n_forget, np.random.default_rng([seed, round_])):
+        yield train.subset(asking), train.subset(rest)
 
-# %% ../nbs/41_metaunlearn.ipynb #07e8c9fb
+# %% ../nbs/41_metaunlearn.ipynb #ee6f7259
+def _hold_out(train: FaceSet, share: float, n_forget: int, seed: int) -> tuple[list[str], list[str]]:
+    "People who play in meta-training, and people with whom it is judged; nobody is held out when too few would be left"
+    people, counts = np.unique(train.identities, return_counts=True)
+    several = people[counts > 1]
+    held = min(round(share * len(several)), len(several) - n_forget)
+    if held < 2: return list(people), []
+    judges = set(np.random.default_rng([seed, 4]).permutation(several)[:held])
+    return [p for p in people if p not in judges], sorted(judges)
+
+# %% ../nbs/41_metaunlearn.ipynb #ae3774b3
+@dataclass
+class _State:
+    "Where meta-training stands"
+    losses: nn.ModuleList
+    optimizer: torch.optim.Optimizer
+    facts: dict                            # Curve, history, the best round's strength and simulated ToW
+    best: dict[str, Tensor]                # The losses' tensors in the best round
+
+    def save(self, file: Path) -> None:
+        tensors = {f"losses.{name}": t.clone() for name, t in self.losses.state_dict().items()}
+        tensors |= {f"best.{name}": t for name, t in self.best.items()}
+        for number, of_one in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in of_one.items()}
+        write_tensors(file, tensors, self.facts)
+
+    def load(self, file: Path, expected: dict) -> bool:
+        "Go on from a file, if there is one; raises `BadInput` when it belongs to other settings"
+        if not file.exists(): return False
+        tensors, facts = read_tensors(file)
+        if facts["settings"] != expected:
+            raise BadInput(f"{file} is of a meta-training with other settings; remove it, or choose another file")
+        part = lambda prefix: {name[len(prefix):]: t for name, t in tensors.items() if name.startswith(prefix)}
+        self.losses.load_state_dict(part("losses."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in part("optimizer.").items():
+            number, key = name.split(".", 1)
+            state.setdefault(int(number), {})[key] = tensor
+        self.optimizer.load_state_dict(dict(state=state, param_groups=self.optimizer.state_dict()["param_groups"]))
+        self.facts, self.best = facts, part("best.")
+        return True
+
+# %% ../nbs/41_metaunlearn.ipynb #bc9c5d34
 @dataclass
 class MetaUnlearn(Unlearner):
     "Meta-learn a loss whose gradient step forgets (De Min et al. 2025)"
@@ -65,9 +112,25 @@ class MetaUnlearn(Unlearner):
     batch_size: int = 64      # Forget and val pictures a batch
     hidden: int = 512         # Width of the learned loss
     dropout: float = .5       # In the learned loss while it learns
-    objective: Objective = Objective()  # What a step is judged by
+    features: bool = True     # Does the learned loss see the feature?
+    targets: bool = True      # Does it see the labels?
+    embedding: int = 64       # Width of a person's code; 0: it doesn't know who asks
+    blocks: int = 0           # Residual blocks in it
+    steps: int = 1            # Of unlearning
+    repair: bool = False      # Then one step more, on a second learned loss
+    objective: Objective = Objective()  # What a step is judged by while the loss learns
     moved: Moved = "all"      # What a step moves
+    bf16: bool = False        # Passes over forget and val in bfloat16 while it learns
+    held_out: float = .2      # Share of train people who judge; 0: as published, the last round at full strength
+    strengths: tuple[float, ...] = (0., .01, .03, .1, .2, .4, .7, 1., 1.5)  # Tried on them, in units of the step learnt
+    rehearsals: int = 3       # Requests that are rehearsed with them after each round
+    patience: int | None = None  # Rounds without a better one before it stops; None: never
     progress: bool = False    # Show a bar
+    checkpoint: Path | None = None  # File to resume from and to save to after each round
+
+    def __post_init__(self):
+        if isinstance(self.objective, dict): self.objective = Objective(**self.objective)  # from a command line
+        if 0. not in self.strengths: raise BadInput(f"strengths {self.strengths} have to contain 0, so that doing nothing can be chosen")
 
     @classmethod
     def for_request(cls, dataset: str, n_forget: int, arch: str = "vit_base_patch16_224", **settings) -> "MetaUnlearn":
@@ -78,45 +141,109 @@ class MetaUnlearn(Unlearner):
     def prepare(self, model: nn.Module, train: FaceSet, val: FaceSet) -> Artifact:
         "Meta-train the loss on simulated requests"
         device, people = next(model.parameters()).device, sorted(set(train.identities))
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            meta_loss = self._new_loss(model, train, people).to(device).train()
-            optimizer = torch.optim.AdamW(meta_loss.parameters(), self.lr, amsgrad=True)
-            rounds = max(_requests(train, self.n_forget), 1)
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: .5 + .5 * math.cos(math.pi * (k // rounds) / self.epochs))
-            val_batches = _batches(val, self.batch_size, device)
-            levels = val_levels(model, train.task, val_batches, self.objective)
-            history = []
-            requests = _simulations(train, self.n_forget, self.epochs, self.seed)
-            for asking, rest in tqdm(requests, "meta-training", rounds * self.epochs, disable=not self.progress):
-                step = meta_gradient(model, meta_loss, _portraits(asking, people, device), _batches(rest, self.batch_size, device),
-                                     val_batches, levels, self.eta, self.objective, self.moved)
-                for name, p in meta_loss.named_parameters(): p.grad = step.gradient[name]
-                optimizer.step()
-                schedule.step()
-                history.append(step.objective)
-        return Artifact(meta_loss.state_dict(), dict(people=people, features=meta_loss.n_features, history=history))
+        players, judges = _hold_out(train, self.held_out, self.n_forget, self.seed)
+        torch.manual_seed(self.seed)
+        losses = self._new_losses(model, train, people).to(device)
+        optimizer = torch.optim.AdamW(losses.parameters(), self.lr, amsgrad=True)
+        settings = self._card()
+        state = _State(losses, optimizer, dict(settings=settings, round=0, curve=[], history=[], chosen=None), {})
+        if not (self.checkpoint and state.load(self.checkpoint, settings)): self._judge(state, model, train, val, people, judges)
+        playing, val_batches = train.subset(np.isin(train.identities, players).nonzero()[0]), _batches(val, self.batch_size, device)
+        levels = val_levels(model, train.task, val_batches, self.objective)
+        bar = tqdm(desc="meta-training", total=self.epochs, initial=state.facts["round"], disable=not self.progress)
+        while state.facts["round"] < self.epochs and not self._tired(state):
+            self._round(state, model, playing, people, val_batches, levels)
+            self._judge(state, model, train, val, people, judges)
+            if self.checkpoint: state.save(self.checkpoint)
+            bar.update()
+        bar.close()
+        if self.checkpoint: self.checkpoint.unlink(missing_ok=True)
+        known = dict(torch=torch.__version__, one_shui=__version__, players=len(players), judges=len(judges))
+        return Artifact(state.best, dict(state.facts, people=people, features=losses[0].n_features, **known))
 
     def unlearn(self, model: nn.Module, artifact: Artifact, handover) -> nn.Module:
-        "One step on the support pictures"
+        "The chosen step on the support pictures"
         device, people = next(model.parameters()).device, artifact.facts["people"]
-        meta_loss = MetaLoss(handover.support.task, artifact.facts["features"], len(people), self.hidden)
-        meta_loss.load_state_dict(artifact.tensors)
-        meta_loss.eval().to(device)
+        losses = self._build(handover.support.task, artifact.facts["features"], len(people))
+        losses.load_state_dict(artifact.tensors)
+        losses.eval().to(device)
         parameters = moved_parameters(model, self.moved)
-        after, _, _ = unlearning_step(model, meta_loss, _portraits(handover.support, people, device), self.eta, parameters)
+        after = self._steps(model, losses, _portraits(handover.support, people, device))
         with torch.no_grad():
-            for name, p in parameters.items(): p.copy_(after[name])
+            for name, p in parameters.items(): p.lerp_(after[name], artifact.facts["chosen"]["strength"])
         return model
 
-    def _new_loss(self, model: nn.Module, train: FaceSet, people: list[str]) -> MetaLoss:
-        "A fresh learned loss for this network and these people"
+    def _build(self, task, n_features: int, n_people: int) -> nn.ModuleList:
+        "The learned losses, a place for each step; the same one may stand in several"
+        make = lambda: MetaLoss(
+            task, n_features, n_people, self.hidden, self.embedding, self.dropout, self.features, self.targets, self.blocks)
+        return nn.ModuleList([make()] * self.steps + [make()] * self.repair)
+
+    def _new_losses(self, model: nn.Module, train: FaceSet, people: list[str]) -> nn.ModuleList:
+        "Fresh learned losses for this network and these people"
         (x, _), = _batches(train.subset([0]), 1, next(model.parameters()).device)
         with torch.no_grad(): features = logits_and_features(model, x)[1]
-        return MetaLoss(train.task, features.shape[1], len(people), self.hidden, dropout=self.dropout)
+        return self._build(train.task, features.shape[1], len(people))
 
-# %% ../nbs/41_metaunlearn.ipynb #5f5d78e6
-def _requests(train: FaceSet, n_forget: int) -> int:
-    "Simulated requests in a round through the people of train"
-    _, counts = np.unique(train.identities, return_counts=True)
-    return int((counts > 1).sum()) // n_forget
+    def _steps(self, model: nn.Module, losses: nn.ModuleList, support: Support) -> dict[str, Tensor]:
+        "The moved parameters after all steps at full strength"
+        after = moved_parameters(model, self.moved)
+        for loss in loss_sequence(losses):
+            leaves = {name: p.detach().requires_grad_() for name, p in after.items()}
+            after = unlearning_step(model, loss, support, self.eta, leaves)[0]
+        return after
+
+    def _round(self, state: _State, model, playing: FaceSet, people: list[str], val: list[Batch], levels: list[float]) -> None:
+        "One round of simulated requests"
+        device, round_ = next(model.parameters()).device, state.facts["round"]
+        for group in state.optimizer.param_groups: group["lr"] = self.lr * (.5 + .5 * math.cos(math.pi * round_ / self.epochs))
+        torch.manual_seed(int(np.random.default_rng([self.seed, 5, round_]).integers(2**31)))
+        state.losses.train()
+        for asking, rest in _simulations(playing, self.n_forget, round_, self.seed):
+            support, forget = _portraits(asking, people, device), _batches(rest, self.batch_size, device)
+            shared = dist.is_available() and dist.is_initialized()
+            step = meta_gradient(model, state.losses, support, forget, val, levels, self.eta, self.objective, self.moved, self.bf16, shared)
+            for name, p in state.losses.named_parameters(): p.grad = step.gradient[name]
+            state.optimizer.step()
+            state.facts["history"].append(step.objective)
+        state.facts["round"] = round_ + 1
+
+    @torch.no_grad()
+    def _judge(self, state: _State, model, train: FaceSet, val: FaceSet, people: list[str], judges: list[str]) -> None:
+        "Try the step at every strength on people who don't play; keep the best so far"
+        round_, tensors = state.facts["round"], {name: t.clone() for name, t in state.losses.state_dict().items()}
+        if not judges:
+            state.facts["chosen"], state.best = dict(round=round_, strength=1.), tensors
+            return
+        state.losses.eval()
+        self._know_strangers(state.losses, people, judges)
+        tensors = {name: t.clone() for name, t in state.losses.state_dict().items()}
+        judge, original = Judge(model, val, self.seed, sample=500), moved_parameters(model, self.moved)
+        tried: dict[float, list[float]] = {}
+        for played in play_requests(train, min(self.n_forget, len(judges)), self.rehearsals, self.seed, judges):
+            support = _portraits(played.support, people, next(model.parameters()).device)
+            with torch.enable_grad(): after = self._steps(model, state.losses, support)
+            for strength in self.strengths:
+                network = copy.deepcopy(model)
+                for name, p in moved_parameters(network, self.moved).items(): p.copy_(original[name].lerp(after[name], strength))
+                tried.setdefault(strength, []).append(judge(network, played)["simulated ToW"])
+        means = {strength: sum(found) / len(found) for strength, found in tried.items()}
+        best = max(means, key=lambda strength: means[strength])
+        state.facts["curve"] += [dict(round=round_, strength=strength, tow=tow) for strength, tow in means.items()]
+        if state.facts["chosen"] is None or means[best] > state.facts["chosen"]["tow"]:
+            state.facts["chosen"], state.best = dict(round=round_, strength=best, tow=means[best], nothing=means[0.]), tensors
+
+    def _know_strangers(self, losses: nn.ModuleList, people: list[str], judges: list[str]) -> None:
+        "Who doesn't play has no code of their own: give them the players' mean"
+        strangers = torch.tensor([person in set(judges) for person in people])
+        for loss in loss_sequence(losses):
+            if loss.embed is not None: loss.embed.weight[strangers] = loss.embed.weight[~strangers].mean(0)
+
+    def _tired(self, state: _State) -> bool:
+        "Has no round been better for long enough?"
+        return self.patience is not None and state.facts["round"] - state.facts["chosen"]["round"] >= self.patience
+
+    def _card(self) -> dict:
+        "The settings as JSON can hold them"
+        return {f.name: asdict(v) if isinstance(v := getattr(self, f.name), Objective) else list(v) if isinstance(v, tuple) else v
+                for f in fields(self) if f.name not in ("progress", "checkpoint")}

@@ -5,22 +5,20 @@
 # %% auto #0
 __all__ = ['GRIDS', 'simulated_tow', 'tune']
 
-# %% ../nbs/54_tune.ipynb #42500b49
+# %% ../nbs/54_tune.ipynb #efed7d08
 import itertools
 from collections.abc import Iterable
 
-import numpy as np
 import pandas as pd
 from torch import nn
 from tqdm.auto import tqdm
 
 from .loaders import FaceSet
-from .scores import predict, task_score, tug_of_war
-from .splits import simulate_requests
+from .rehearsal import Judge, play_requests
 from .task import BadInput
 from .unlearn import Unlearner, apply_method, prepare_method
 
-# %% ../nbs/54_tune.ipynb #347a479d
+# %% ../nbs/54_tune.ipynb #a5a0990b
 def simulated_tow(
     method: Unlearner,   # With the settings to judge
     model: nn.Module,    # The original network
@@ -31,16 +29,9 @@ def simulated_tow(
     seed: int = 0,       # Of who plays
 ) -> pd.DataFrame:       # One row a request: forget, rest and val in percent after it, and `simulated ToW`
     "Play requests on people of train and judge them without a retrained network"
-    score = lambda network, pictures: 100 * task_score(pictures.task, predict(network, pictures), pictures.targets)
-    before, artifact, rows = score(model, val), prepare_method(method, model, train, val).artifact, []
-    players = itertools.islice(simulate_requests(train.identities, n_forget, np.random.default_rng([seed, 1])), requests)
-    for asking, others in players:
-        support, forget, rest = (train.subset(p) for p in (asking, others, np.setdiff1d(np.arange(len(train)), np.r_[asking, others])))
-        network, _ = apply_method(method, model, artifact, support, forget, rest, val)
-        after = dict(retain=score(network, rest), forget=score(network, forget), test=score(network, val))
-        tow = tug_of_war(after, dict(retain=score(model, rest), forget=before, test=before))
-        rows.append(dict(forget=after["forget"], rest=after["retain"], val=after["test"], **{"simulated ToW": tow}))
-    return pd.DataFrame(rows)
+    artifact, judge = prepare_method(method, model, train, val).artifact, Judge(model, val, seed)
+    return pd.DataFrame([judge(apply_method(method, model, artifact, played.support, played.forget, played.retain, val)[0], played)
+                         for played in play_requests(train, n_forget, requests, seed)])
 
 # %% ../nbs/54_tune.ipynb #00296afd
 # Values that are tried when none are given
