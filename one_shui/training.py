@@ -69,7 +69,7 @@ def _schedule(recipe: Recipe) -> Callable[[float], float]:
     }
     return kinds[check_choice("schedule", recipe.schedule, kinds)]()
 
-# %% ../nbs/11_training.ipynb #fd1d19bc
+# %% ../nbs/11_training.ipynb #6f34117b
 def bf16_pays(device: torch.device) -> bool:
     "Does this device compute faster in bfloat16?"
     if device.type == "cuda": return torch.cuda.is_bf16_supported()
@@ -80,7 +80,7 @@ class Bfloat16(nn.Module):
     "A network whose forward pass runs in bfloat16 autocast"
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model = model
+        self.model, self.training = model, model.training
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16): return self.model(x).float()
