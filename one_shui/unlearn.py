@@ -167,7 +167,7 @@ class GradientAscent(Unlearner):
             optimizer.step()
         return model
 
-# %% ../nbs/30_unlearn.ipynb #b91bf315
+# %% ../nbs/30_unlearn.ipynb #e7d30e7f
 METHODS: dict[str, "type[Unlearner] | str"] = {
     "original": Original, "retrain": Retrain, "gradient_ascent": GradientAscent, "ssd": "one_shui.ssd:SSD", "jit": "one_shui.jit:JiT",
     "pgu": "one_shui.pgu:PGU", "scrub": "one_shui.scrub:SCRUB", "bad_teacher": "one_shui.bad_teacher:BadTeacher",
@@ -176,7 +176,8 @@ METHODS: dict[str, "type[Unlearner] | str"] = {
     "neggrad_plus": "one_shui.finetune:NegGradPlus", "salun": "one_shui.finetune:SalUn",
     "masked_ascent": "one_shui.portraits:MaskedAscent", "task_negation": "one_shui.portraits:TaskNegation",
     "boundary_shrink": "one_shui.portraits:BoundaryShrink", "ascent_to_val": "one_shui.portraits:AscentToVal",
-    "mu_mis": "one_shui.inputs:MUMis", "amun": "one_shui.inputs:AMUN", "metaunlearn": "one_shui.metaunlearn:MetaUnlearn"}
+    "mu_mis": "one_shui.inputs:MUMis", "amun": "one_shui.inputs:AMUN", "metaunlearn": "one_shui.metaunlearn:MetaUnlearn",
+    "key_edit": "one_shui.key_edit:KeyEdit"}
 
 
 def register(method: type[Unlearner]) -> type[Unlearner]:
