@@ -60,13 +60,13 @@ def covariances(
         for x, _ in batches: model(x)
     return sums
 
-# %% ../nbs/33_pgu.ipynb #52343d02
+# %% ../nbs/33_pgu.ipynb #7b583e68
 def used_directions(
     covariance: Tensor,  # (inputs, inputs), of the retained pictures
     gamma: float,        # Share of the spectrum that is protected, in [0, 1]
 ) -> Tensor:             # (inputs, k)
     "The directions that an update has to leave alone"
-    values, u = torch.linalg.eigh(covariance)  # symmetric: the singular vectors, in a tenth of the time
+    values, u = torch.linalg.eigh(covariance)  # symmetric: the singular vectors, in a third of the time
     s, order = values.abs().sort(descending=True, stable=True)
     u, root = u[:, order], s.sqrt()
     k = 1 + int((root.cumsum(0) / root.sum() <= gamma).sum())
