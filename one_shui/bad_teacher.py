@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fresh_copy', 'BadTeacher']
 
-# %% ../nbs/35_bad_teacher.ipynb #d61aaf3f
+# %% ../nbs/35_bad_teacher.ipynb #83440a41
 import copy
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,6 +15,7 @@ from torch import nn
 
 from .loaders import FaceLoader
 from .scrub import softened_divergence
+from .training import fast
 from .unlearn import Needs, Unlearner
 
 # %% ../nbs/35_bad_teacher.ipynb #2be7cbfe
@@ -31,7 +32,7 @@ def fresh_copy(
             if callable(reset): reset()
     return fresh.eval()
 
-# %% ../nbs/35_bad_teacher.ipynb #e1baee43
+# %% ../nbs/35_bad_teacher.ipynb #6cbd9896
 @dataclass
 class BadTeacher(Unlearner):
     "Follow an incompetent teacher on forget"
@@ -43,13 +44,15 @@ class BadTeacher(Unlearner):
     epochs: int = 5              # Over forget and retain together
     batch_size: int = 64         # Pictures a step
     shuffle: bool = True         # New order each epoch
+    bf16: bool | None = None     # Forward passes in bfloat16; None: where it pays
 
     def unlearn(self, model, artifact, handover):
         return self.teach(model, fresh_copy(model, self.seed), handover)
 
     def teach(self, model: nn.Module, bad: nn.Module, handover) -> nn.Module:
         "Unlearn with this incompetent teacher"
-        good, device = copy.deepcopy(model).eval(), next(model.parameters()).device
+        device = next(model.parameters()).device
+        student, good, bad = (fast(network, self.bf16) for network in (model, copy.deepcopy(model).eval(), bad))
         optimizer = torch.optim.SGD(model.parameters(), self.lr, momentum=.9, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
         pictures = torch.cat([x for part in (handover.forget, handover.retain) for x, _ in FaceLoader(part, 256, device="cpu")])
@@ -61,7 +64,7 @@ class BadTeacher(Unlearner):
                 x, wrong = pictures[rows].to(device), is_forget[rows, None].to(device)
                 with torch.no_grad(): taught = torch.where(wrong, bad(x), good(x))
                 optimizer.zero_grad()
-                softened_divergence(model(x), taught).backward()
+                softened_divergence(student(x), taught).backward()
                 optimizer.step()
             schedule.step()
         return model

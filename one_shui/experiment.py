@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'TOLERANCE', 'Say', 'Config', 'make_method', 'settings_from', 'check_config', 'open_folder', 'keep_config',
            'Pictures', 'decode_pictures', 'load_pictures', 'measure', 'add_tow', 'original_network', 'forget', 'run',
-           'load_run']
+           'load_run', 'load_network', 'try_methods']
 
 # %% ../nbs/50_experiment.ipynb #76dea723
 import json
@@ -257,7 +257,7 @@ def original_network(
     save_model(network, spec, file, splits=digest, classes=pictures.faces.task.classes, method="original")
     return network, spec
 
-# %% ../nbs/50_experiment.ipynb #8687cbab
+# %% ../nbs/50_experiment.ipynb #f26e368f
 def forget(
     config: Config,        # The run
     folder: Path,          # Where files go
@@ -277,13 +277,20 @@ def forget(
     prepared = _prepare(method, folder / f"{name}-artifact.safetensors", original, pictures)
     network, cost = apply_method(method, original, prepared.artifact, pictures.support, pictures.forget, pictures.retain, pictures.val)
     if name != "original": save_model(network, spec, file, splits=digest, classes=pictures.faces.task.classes, method=name)
-    found = measure(network, pictures) + [("all", "peak MB", cost.peak_mb), ("all", "pictures read", float(cost.pictures_read))]
+    return _rows(config, name, method, measure(network, pictures), prepared, cost, settings_from(config, name))
+
+
+def _rows(
+    config: Config, name: str, method: Unlearner, found: list[tuple[str, str, float]], prepared: Prepared, cost: Cost, settings: str,
+) -> pd.DataFrame:
+    "What was measured and what it cost, as rows"
+    found = [*found, ("all", "peak MB", cost.peak_mb), ("all", "pictures read", float(cost.pictures_read))]
     if method.needs == "statistics":
         size = sum(t.numel() * t.element_size() for t in prepared.artifact.tensors.values()) / 1e6
         found += [("all", "artifact MB", size), ("all", "prepare seconds", prepared.cost.seconds),
                   ("all", "prepare peak MB", prepared.cost.peak_mb), ("all", "prepare pictures read", float(prepared.cost.pictures_read))]
     head = dict(dataset=config.dataset, arch=config.arch, n_forget=config.n_forget, seed=config.seed, method=name, access=method.needs)
-    tail = dict(seconds=cost.seconds, settings=settings_from(config, name))
+    tail = dict(seconds=cost.seconds, settings=settings)
     return pd.DataFrame([dict(head, split=part, metric=metric, value=value, **tail) for part, metric, value in found])[COLUMNS]
 
 
@@ -336,3 +343,33 @@ def load_run(
         raise BadInput(f"{folder} has no original network yet; finish the run first")
     pictures = load_pictures(config, Path(folder))
     return config, pictures, original_network(config, Path(folder), pictures)[0]
+
+# %% ../nbs/50_experiment.ipynb #d166bbda
+def load_network(
+    folder: str | Path,  # Of a run
+    method: str,         # Whose network, e.g. "retrain"
+) -> nn.Module:          # In eval mode
+    "A network that a run has made; raises `BadInput` when it hasn't"
+    config, pictures, original = load_run(folder)
+    if method == "original": return original.eval()
+    file = Path(folder) / f"{method}.safetensors"
+    if not file.exists(): raise BadInput(f"{folder} has no network of {method}; make it with one-shui run --method {method}")
+    spec = ModelSpec(config.arch, pictures.faces.task.n_outputs, config.size, config.seed, config.arch_options)
+    return load_model(file, spec, pictures.splits.digest)[0].to(default_device()).eval()
+
+
+def try_methods(
+    folder: str | Path,             # Of a run with "original" and "retrain"
+    methods: dict[str, Unlearner],  # What to try, by the names that rows will have
+    keep: dict[str, nn.Module] | None = None,  # Filled with the unlearned networks
+) -> pd.DataFrame:                  # Rows as from `run`: the run's own, then those of the methods
+    "Prepare, apply and measure methods on a run's network; nothing is written"
+    config, pictures, original = load_run(folder)
+    rows = [pd.read_csv(Path(folder) / "results.csv")]
+    for name, method in methods.items():
+        prepared = prepare_method(method, original, pictures.train, pictures.val)
+        network, cost = apply_method(
+            method, original, prepared.artifact, pictures.support, pictures.forget, pictures.retain, pictures.val)
+        if keep is not None: keep[name] = network
+        rows.append(_rows(config, name, method, measure(network, pictures), prepared, cost, "given by hand"))
+    return add_tow(pd.concat(rows, ignore_index=True))

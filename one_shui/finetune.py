@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FineTune', 'NegGradPlus', 'SalUn', 'quantile']
 
-# %% ../nbs/37_finetune.ipynb #1039e56c
+# %% ../nbs/37_finetune.ipynb #ac104b2a
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
@@ -18,9 +18,10 @@ from .loaders import FaceLoader
 from .relabel import RandomLabels, soft_loss
 from .ssd import importance
 from .task import task_loss
+from .training import fast
 from .unlearn import Artifact, Needs, Unlearner
 
-# %% ../nbs/37_finetune.ipynb #b9674d3b
+# %% ../nbs/37_finetune.ipynb #be7fe8ec
 @dataclass
 class _Paired(Unlearner):
     "SGD over retain, with a batch of forget beside each batch"
@@ -28,6 +29,7 @@ class _Paired(Unlearner):
     lr: float = 1e-2       # Of SGD, momentum 0.9, cosine to 0 by epoch
     epochs: int = 5        # Over retain
     batch_size: int = 64   # Pictures of each kind a step
+    bf16: bool | None = None  # Forward passes in bfloat16; None: where it pays
 
     def loss(self, model: nn.Module, task, retain: tuple[Tensor, Tensor], forget: tuple[Tensor, Tensor]) -> Tensor:
         "What a step descends on"
@@ -40,12 +42,12 @@ class _Paired(Unlearner):
 
     def unlearn(self, model, artifact, handover):
         task, device = handover.support.task, next(model.parameters()).device
-        optimizer = torch.optim.SGD(model.parameters(), self.lr, momentum=.9)
+        optimizer, network = torch.optim.SGD(model.parameters(), self.lr, momentum=.9), fast(model, self.bf16)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
         for _ in range(self.epochs):
             for retain, forget in self.pairs(handover, device):
                 optimizer.zero_grad()
-                self.loss(model, task, retain, forget).backward()
+                self.loss(network, task, retain, forget).backward()
                 optimizer.step()
             schedule.step()
         return model

@@ -179,7 +179,7 @@ class MetaStep(NamedTuple):
     meta_loss: float               # M before the first step
     unlearned: dict[str, Tensor]   # The moved parameters after the last
 
-# %% ../nbs/40_metaloss.ipynb #c61ad469
+# %% ../nbs/40_metaloss.ipynb #e161ed8c
 class _Outer(NamedTuple):
     "What A is computed from"
     task: Task
@@ -211,13 +211,13 @@ class _Outer(NamedTuple):
 def _pull(outputs: _Outputs, after: dict[str, Tensor], outer: _Outer, share: slice = slice(None)) -> tuple[float, tuple[Tensor, ...]]:
     "A and v, one pair of batches at a time"
     leaves, total = _leaves(after), 0.
-    v = tuple(torch.zeros_like(p) for p in leaves.values())
+    v: tuple[Tensor, ...] = ()
     for weight, pair in list(outer.pairs())[share]:
         apart = outer.apart(outputs, leaves, *pair) * weight
         gradient = torch.autograd.grad(apart, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        for sum_, g in zip(v, gradient, strict=True): sum_ += g
+        v = tuple(a.add_(g) for a, g in zip(v, gradient, strict=True)) if v else gradient
         total += apart.item()
-    return total, v
+    return total, v or tuple(torch.zeros_like(p) for p in leaves.values())
 
 # %% ../nbs/40_metaloss.ipynb #830012cc
 def _carry_back(outputs: _Outputs, parameters: dict[str, Tensor], c: tuple[Tensor, ...], support: Support, v: tuple[Tensor, ...]) -> Tensor:

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MetaUnlearn']
 
-# %% ../nbs/41_metaunlearn.ipynb #d066e370
+# %% ../nbs/41_metaunlearn.ipynb #7d23a15f
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar
@@ -30,10 +30,16 @@ from .splits import simulate_requests
 from .task import BadInput, Batch
 from .unlearn import Artifact, Needs, Unlearner
 
-# %% ../nbs/41_metaunlearn.ipynb #d4425ff4
-def _batches(pictures: FaceSet, size: int, device: torch.device) -> list[Batch]:
-    "A set as plain batches on a device"
-    return list(FaceLoader(pictures, size, device=device))
+# %% ../nbs/41_metaunlearn.ipynb #c3e46bac
+class _Batches(Sequence):
+    "A set as plain batches on a device, made when they are asked for, so that memory doesn't grow with the set"
+    def __init__(self, pictures: FaceSet, size: int, device: torch.device): self.pictures, self.size, self.device = pictures, size, device
+
+    def __len__(self) -> int: return math.ceil(len(self.pictures) / self.size)
+
+    def __getitem__(self, k) -> Batch:
+        if not 0 <= k < len(self): raise IndexError(k)
+        return FaceLoader(self.pictures.subset(slice(k * self.size, (k + 1) * self.size)), self.size, device=self.device).one_batch()
 
 
 def _portraits(pictures: FaceSet, people: list[str], device: torch.device) -> Support:
@@ -41,7 +47,7 @@ def _portraits(pictures: FaceSet, people: list[str], device: torch.device) -> Su
     row = {person: k for k, person in enumerate(people)}
     if strangers := sorted(set(pictures.identities) - row.keys()):
         raise BadInput(f"{strangers[0]} wasn't in the pictures that MetaUnlearn was prepared on; nobody to forget by that name")
-    (x, targets), = _batches(pictures, len(pictures), device)
+    x, targets = _Batches(pictures, len(pictures), device)[0]
     return Support(x, targets, torch.tensor([row[person] for person in pictures.identities], device=device))
 
 # %% ../nbs/41_metaunlearn.ipynb #03c01024
@@ -97,7 +103,7 @@ class _State:
         self.facts, self.best = facts, part("best.")
         return True
 
-# %% ../nbs/41_metaunlearn.ipynb #7d4a3aad
+# %% ../nbs/41_metaunlearn.ipynb #5bb7b6b5
 @dataclass
 class MetaUnlearn(Unlearner):
     "Meta-learn a loss whose gradient step forgets (De Min et al. 2025)"
@@ -122,7 +128,7 @@ class MetaUnlearn(Unlearner):
     moved: Moved = "all"      # What a step moves
     bf16: bool = False        # Passes over forget and val in bfloat16 while it learns
     held_out: float = .2      # Share of train people who judge; 0: as published, the last round at full strength
-    strengths: tuple[float, ...] = (0., .03, .1, .2, .4, .7, 1.)  # Tried on them, in units of the step learnt
+    strengths: tuple[float, ...] = (0., .03, .1, .3, 1., 3., 10.)  # Tried on them, in units of the step learnt
     rehearsals: int = 3       # Requests that are rehearsed with them after each round
     patience: int | None = None  # Rounds without a better one before it stops; None: never
     progress: bool = False    # Show a bar
@@ -148,7 +154,7 @@ class MetaUnlearn(Unlearner):
         settings = self._card()
         state = _State(losses, optimizer, dict(settings=settings, round=0, curve=[], history=[], chosen=None), {})
         if not (self.checkpoint and state.load(self.checkpoint, settings)): self._judge(state, model, train, val, people, judges)
-        playing, val_batches = train.subset(np.isin(train.identities, players).nonzero()[0]), _batches(val, self.batch_size, device)
+        playing, val_batches = train.subset(np.isin(train.identities, players).nonzero()[0]), _Batches(val, self.batch_size, device)
         levels = val_levels(model, train.task, val_batches, self.objective)
         bar = tqdm(desc="meta-training", total=self.epochs, initial=state.facts["round"], disable=not self.progress)
         while state.facts["round"] < self.epochs and not self._tired(state):
@@ -181,7 +187,7 @@ class MetaUnlearn(Unlearner):
 
     def _new_losses(self, model: nn.Module, train: FaceSet, people: list[str]) -> nn.ModuleList:
         "Fresh learned losses for this network and these people"
-        (x, _), = _batches(train.subset([0]), 1, next(model.parameters()).device)
+        x, _ = _Batches(train, 1, next(model.parameters()).device)[0]
         with torch.no_grad(): features = logits_and_features(model, x)[1]
         return self._build(train.task, features.shape[1], len(people))
 
@@ -193,14 +199,14 @@ class MetaUnlearn(Unlearner):
             after = unlearning_step(model, loss, support, self.eta, leaves)[0]
         return after
 
-    def _round(self, state: _State, model, playing: FaceSet, people: list[str], val: list[Batch], levels: list[float]) -> None:
+    def _round(self, state: _State, model, playing: FaceSet, people: list[str], val: Sequence[Batch], levels: list[float]) -> None:
         "One round of simulated requests"
         device, round_ = next(model.parameters()).device, state.facts["round"]
         for group in state.optimizer.param_groups: group["lr"] = self.lr * (.5 + .5 * math.cos(math.pi * round_ / self.epochs))
         torch.manual_seed(int(np.random.default_rng([self.seed, 5, round_]).integers(2**31)))
         state.losses.train()
         for asking, rest in _simulations(playing, self.n_forget, round_, self.seed):
-            support, forget = _portraits(asking, people, device), _batches(rest, self.batch_size, device)
+            support, forget = _portraits(asking, people, device), _Batches(rest, self.batch_size, device)
             shared = dist.is_available() and dist.is_initialized()
             step = meta_gradient(model, state.losses, support, forget, val, levels, self.eta, self.objective, self.moved, self.bf16, shared)
             for name, p in state.losses.named_parameters(): p.grad = step.gradient[name]

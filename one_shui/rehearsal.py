@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Played', 'play_requests', 'Judge']
 
-# %% ../nbs/22_rehearsal.ipynb #9e31d9b0
+# %% ../nbs/22_rehearsal.ipynb #871d3e4f
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import nn
 from .loaders import FaceSet
 from .scores import predict, task_score, tug_of_war
 from .splits import simulate_requests
-from .training import Bfloat16, bf16_pays
+from .training import fast
 
 # %% ../nbs/22_rehearsal.ipynb #130cba47
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def play_requests(
             played.append(Played(*(train.subset(part) for part in (may[asking], may[others], rest))))
     return played
 
-# %% ../nbs/22_rehearsal.ipynb #b9b083b0
+# %% ../nbs/22_rehearsal.ipynb #7c40cc60
 class Judge:
     "Scores networks on rehearsed requests, without a retrained one"
     def __init__(
@@ -76,5 +76,4 @@ class Judge:
         return pictures.subset(np.sort(np.random.default_rng([self.seed, key]).permutation(len(pictures))[:self.sample]))
 
     def _score(self, network: nn.Module, pictures: FaceSet) -> float:
-        if bf16_pays(next(network.parameters()).device): network = Bfloat16(network)
-        return 100 * task_score(pictures.task, predict(network, pictures), pictures.targets)
+        return 100 * task_score(pictures.task, predict(fast(network), pictures), pictures.targets)

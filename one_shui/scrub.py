@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['softened_divergence', 'SCRUB']
 
-# %% ../nbs/34_scrub.ipynb #331e33f0
+# %% ../nbs/34_scrub.ipynb #ec83805d
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .loaders import FaceLoader, FaceSet
 from .scores import predict, task_score
 from .task import task_loss
+from .training import fast
 from .unlearn import Needs, Unlearner
 
 # %% ../nbs/34_scrub.ipynb #6daf1320
@@ -30,7 +31,7 @@ def softened_divergence(
     log_student = (student / temperature).log_softmax(1)
     return F.kl_div(log_student, (teacher / temperature).softmax(1), reduction="batchmean") * temperature**2
 
-# %% ../nbs/34_scrub.ipynb #a8c5d1b5
+# %% ../nbs/34_scrub.ipynb #50d3c039
 @dataclass
 class SCRUB(Unlearner):
     "A student that disobeys on forget"
@@ -46,10 +47,12 @@ class SCRUB(Unlearner):
     temperature: float = 4.      # Softens answers
     batch_size: int = 64         # Pictures a step
     shuffle: bool = True         # New order each epoch
+    bf16: bool | None = None     # Forward passes in bfloat16; None: where it pays
     rewind: bool = False         # Go back to the epoch at which forget scored as val does in the end (SCRUB+R)
 
     def unlearn(self, model, artifact, handover):
-        teacher, device, task = copy.deepcopy(model).eval(), next(model.parameters()).device, handover.support.task
+        student, teacher = fast(model, self.bf16), fast(copy.deepcopy(model).eval(), self.bf16)
+        device, task = next(model.parameters()).device, handover.support.task
         optimizer = torch.optim.SGD(model.parameters(), self.lr, momentum=.9, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
         forget, retain = (FaceLoader(p, self.batch_size, shuffle=self.shuffle, device=device) for p in (handover.forget, handover.retain))
@@ -63,7 +66,7 @@ class SCRUB(Unlearner):
             optimizer.step()
 
         def divergence(x: Tensor) -> tuple[Tensor, Tensor]:
-            logits = model(x)
+            logits = student(x)
             with torch.no_grad(): taught = teacher(x)
             return logits, softened_divergence(logits, taught, self.temperature)
 

@@ -60,13 +60,19 @@ CELLS: dict[str, list[Cell]] = {
         "mufac": {(5,): dict(epochs=10, lr=1e-2, eta=1e-3), (10,): dict(epochs=3, lr=1e-3, eta=1e-3)}}),
 }
 
-# %% ../nbs/29_settings.ipynb #48010ff5
+# %% ../nbs/29_settings.ipynb #b0e0a282
 def _ours(dataset: str, command: str, **values) -> Cell:
     "A cell of our own, with the command that found it"
     return Cell(dataset, "cnn", 20, values, f"ours: {command}")
 
 
 CELLS["metaunlearn"] += [_ours("toy", "see MetaUnlearn", epochs=20, lr=1e-3, eta=3e-3)]
+for _method, _values in {
+    "gradient_ascent": dict(lr=.01), "random_labels": dict(lr=.01), "prior_labels": dict(lr=.003), "max_entropy": dict(lr=.003),
+    "masked_ascent": dict(lr=.01), "task_negation": dict(strength=10.), "boundary_shrink": dict(lr=.03),
+    "amun": dict(lr=.001), "mu_mis": dict(lr=1e-4), "ascent_to_val": dict(lr=.001),
+}.items():
+    CELLS[_method] = [_ours("celeba", f"one-shui tune {_method} on resnet18, 64 px, celeba-subset, 30 epochs, seed 0", **_values)]
 
 # %% ../nbs/29_settings.ipynb #0d0e5e16
 def family(arch: str) -> str:

@@ -162,7 +162,7 @@ def test_pgu(file, tensor_loader):
 def test_scrub(file, tensor_loader):
     tensors, facts = read(file)
     model, task = network(tensors, facts)
-    method = SCRUB(lr=facts["lr"], epochs=facts["epochs"], forgetting_epochs=facts["forgetting_epochs"], alpha=facts["alpha"],
+    method = SCRUB(bf16=False, lr=facts["lr"], epochs=facts["epochs"], forgetting_epochs=facts["forgetting_epochs"], alpha=facts["alpha"],
                    gamma=facts["gamma"], temperature=facts["temperature"], batch_size=facts["batch_size"], shuffle=False)
     forget, retain = (Tensors(tensors[f"{name}.x"], tensors[f"{name}.y"], task) for name in ("forget", "retain"))
     assert_changed_like(method.unlearn(model, Artifact(), Handover(forget, forget, retain)), tensors)
@@ -173,7 +173,7 @@ def test_bad_teacher(file, tensor_loader):
     tensors, facts = read(file)
     model, task = network(tensors, facts)
     bad, _ = network(tensors, facts, "incompetent")
-    method = BadTeacher(lr=facts["lr"], epochs=facts["epochs"], batch_size=facts["batch_size"], shuffle=False)
+    method = BadTeacher(bf16=False, lr=facts["lr"], epochs=facts["epochs"], batch_size=facts["batch_size"], shuffle=False)
     forget, retain = (Tensors(tensors[f"{name}.x"], tensors[f"{name}.y"], task) for name in ("forget", "retain"))
     assert_changed_like(method.teach(model, bad, Handover(forget, forget, retain)), tensors, 1e-3)
 

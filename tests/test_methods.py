@@ -18,7 +18,7 @@ NAMES = [name for name in METHODS if name != "retrain"]
 
 def quick(name):
     "A method with settings of seconds"
-    fast = dict(metaunlearn=dict(epochs=1, n_forget=3, hidden=16), jit=dict(copies=2))
+    fast = dict(key_edit=dict(n_forget=3), metaunlearn=dict(epochs=1, n_forget=3, hidden=16), jit=dict(copies=2))
     return find_method(name)(**fast.get(name, {}))
 
 

@@ -113,24 +113,23 @@ def own_links(text: str) -> str:
     link = re.compile(r"\[`?([^\]`]+)`?\]\(" + page + r"(#[\w.]+)?\)")
     parts = re.split(r"(^```.*?^```)", text, flags=re.S | re.M)  # every second part is code, where a link is just a name
     parts = [link.sub(r"\1" if k % 2 else r'<a href="\2.html\3"><code>\1</code></a>', part) for k, part in enumerate(parts)]
-    return re.sub(r"\]\(\d\d_(\w+)\.ipynb", r"](\1.ipynb", "".join(parts))
+    return re.sub(r"\]\((?:\.\./|tutorials/)?(?:\d\d_)?(\w+)\.ipynb", r"](\1.ipynb", "".join(parts))
 
 
 def pages() -> None:
     "Write the pages, the table of contents and the static files"
     shutil.rmtree(PAGES, ignore_errors=True)
     (PAGES / "_static").mkdir(parents=True)
-    names = []
+    names: dict[str, list[str]] = {"Library": [], "Tutorials": []}
     for file in sorted((ROOT / "_proc").rglob("*.ipynb")):
         notebook, page = json.loads(file.read_text(encoding="utf-8")), re.sub(r"^\d\d_", "", file.stem)
         cells = [page_cell(cell, page, number) for number, cell in enumerate(notebook["cells"])]
         notebook["cells"] = [dict(cell, id=f"{page}-{k}") for k, cell in enumerate(cells) if cell is not None]
-        names += [page] if page != "index" else []
-        if page == "index":
-            contents = "```{toctree}\n:hidden:\n:caption: Library\n%s\n```"
-            index = notebook
+        if page != "index": names["Tutorials" if file.parent.name == "tutorials" else "Library"].append(page)
+        if page == "index": index = notebook
         else: (PAGES / f"{page}.ipynb").write_text(json.dumps(dict(notebook, nbformat_minor=5)), encoding="utf-8")
-    index["cells"].append(dict(cell_type="markdown", id="contents", metadata={}, source=contents % "\n".join(names)))
+    contents = "\n\n".join(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n" + "\n".join(of) + "\n```" for caption, of in names.items())
+    index["cells"].append(dict(cell_type="markdown", id="contents", metadata={}, source=contents))
     (PAGES / "index.ipynb").write_text(json.dumps(dict(index, nbformat_minor=5)), encoding="utf-8")
     (PAGES / "conf.py").write_text(CONF)
     vega = f"(() => {{ {vl_convert.javascript_bundle()} }})();"
