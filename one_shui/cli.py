@@ -74,7 +74,7 @@ def run_command(
                 skip_bad=skip_bad, clean=clean, recipe=recipe, epochs=epochs, pretrained=pretrained, weights=weights,
                 settings=_settings(settings or [])), out)
 
-# %% ../nbs/52_cli.ipynb #2afe303f
+# %% ../nbs/52_cli.ipynb #12a42b81
 @app.command(name="demo", epilog="Example:\n\n`one-shui demo --out runs/demo`")
 def demo_command(
     out: Annotated[str, typer.Option(help="Folder of the run.")] = "runs/demo",
@@ -82,7 +82,8 @@ def demo_command(
 ):
     "Watch a network forget 20 drawn people, in about two minutes on a laptop."
     from one_shui.experiment import Config
-    _run(Config(seed=seed, methods=("original", "retrain", "gradient_ascent", "metaunlearn"), toy=dict(n_people=200, n_photos=12)), out)
+    methods = "original", "retrain", "gradient_ascent", "metaunlearn", "key_edit"
+    _run(Config(seed=seed, methods=methods, toy=dict(n_people=200, n_photos=12)), out)
 
 # %% ../nbs/52_cli.ipynb #ad0f382e
 @app.command(name="methods", epilog="Example:\n\n`one-shui methods --json`")

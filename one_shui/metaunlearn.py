@@ -103,7 +103,7 @@ class _State:
         self.facts, self.best = facts, part("best.")
         return True
 
-# %% ../nbs/41_metaunlearn.ipynb #5bb7b6b5
+# %% ../nbs/41_metaunlearn.ipynb #67b0f9e8
 @dataclass
 class MetaUnlearn(Unlearner):
     "Meta-learn a loss whose gradient step forgets (De Min et al. 2025)"
@@ -128,7 +128,7 @@ class MetaUnlearn(Unlearner):
     moved: Moved = "all"      # What a step moves
     bf16: bool = False        # Passes over forget and val in bfloat16 while it learns
     held_out: float = .2      # Share of train people who judge; 0: as published, the last round at full strength
-    strengths: tuple[float, ...] = (0., .03, .1, .3, 1., 3., 10.)  # Tried on them, in units of the step learnt
+    strengths: tuple[float, ...] = (0., .01, .03, .06, .1, .3, 1., 3.)  # Tried on them, in units of the step learnt
     rehearsals: int = 3       # Requests that are rehearsed with them after each round
     patience: int | None = None  # Rounds without a better one before it stops; None: never
     progress: bool = False    # Show a bar

@@ -87,7 +87,7 @@ def forgetting_loss(
     own = probabilities.gather(1, targets[:, None])[:, 0]
     return -(1 - own + .05).log().mean() - .2 * entropy
 
-# %% ../nbs/33_pgu.ipynb #2da85aef
+# %% ../nbs/33_pgu.ipynb #8e3d45a3
 @dataclass
 class PGU(Unlearner):
     "Projected-gradient unlearning"
@@ -100,7 +100,7 @@ class PGU(Unlearner):
     epochs: int = 5           # Over the portraits
     batch_size: int = 64      # Portraits a step
     stride_one: bool = False  # As the published code cuts patches
-    double: bool = True       # Covariances in double precision
+    double: bool = False      # Covariances in double precision
 
     def _covariances(self, model, pictures):
         loader = FaceLoader(pictures, self.batch_size, device=next(model.parameters()).device)

@@ -60,13 +60,14 @@ CELLS: dict[str, list[Cell]] = {
         "mufac": {(5,): dict(epochs=10, lr=1e-2, eta=1e-3), (10,): dict(epochs=3, lr=1e-3, eta=1e-3)}}),
 }
 
-# %% ../nbs/29_settings.ipynb #b0e0a282
+# %% ../nbs/29_settings.ipynb #3277516e
 def _ours(dataset: str, command: str, **values) -> Cell:
     "A cell of our own, with the command that found it"
     return Cell(dataset, "cnn", 20, values, f"ours: {command}")
 
 
-CELLS["metaunlearn"] += [_ours("toy", "see MetaUnlearn", epochs=20, lr=1e-3, eta=3e-3)]
+CELLS["metaunlearn"] += [_ours("toy", "see MetaUnlearn", epochs=20, lr=1e-3, eta=3e-3),
+                         _ours("celeba", "see MetaUnlearn", epochs=3, lr=1e-3, eta=.1)]
 for _method, _values in {
     "gradient_ascent": dict(lr=.01), "random_labels": dict(lr=.01), "prior_labels": dict(lr=.003), "max_entropy": dict(lr=.003),
     "masked_ascent": dict(lr=.01), "task_negation": dict(strength=10.), "boundary_shrink": dict(lr=.03),
