@@ -60,13 +60,13 @@ CELLS: dict[str, list[Cell]] = {
         "mufac": {(5,): dict(epochs=10, lr=1e-2, eta=1e-3), (10,): dict(epochs=3, lr=1e-3, eta=1e-3)}}),
 }
 
-# %% ../nbs/29_settings.ipynb #3277516e
+# %% ../nbs/29_settings.ipynb #5c066310
 def _ours(dataset: str, command: str, **values) -> Cell:
     "A cell of our own, with the command that found it"
     return Cell(dataset, "cnn", 20, values, f"ours: {command}")
 
 
-CELLS["metaunlearn"] += [_ours("toy", "see MetaUnlearn", epochs=20, lr=1e-3, eta=3e-3),
+CELLS["metaunlearn"] += [_ours("toy", "see MetaUnlearn", epochs=6, lr=1e-3, eta=3e-3, rehearsals=2, patience=3),
                          _ours("celeba", "see MetaUnlearn", epochs=3, lr=1e-3, eta=.1)]
 for _method, _values in {
     "gradient_ascent": dict(lr=.01), "random_labels": dict(lr=.01), "prior_labels": dict(lr=.003), "max_entropy": dict(lr=.003),
@@ -74,6 +74,7 @@ for _method, _values in {
     "amun": dict(lr=.001), "mu_mis": dict(lr=1e-4), "ascent_to_val": dict(lr=.001),
 }.items():
     CELLS[_method] = [_ours("celeba", f"one-shui tune {_method} on resnet18, 64 px, celeba-subset, 30 epochs, seed 0", **_values)]
+CELLS["gradient_ascent"] += [_ours("toy", "one-shui tune gradient_ascent on the demo's run", lr=5e-3)]
 
 # %% ../nbs/29_settings.ipynb #0d0e5e16
 def family(arch: str) -> str:

@@ -13,7 +13,7 @@ def to_markdown(cells: list[dict]) -> str:
         source = "".join(cell["source"]).strip()
         if cell["cell_type"] == "markdown": parts.append(source)
         elif cell["cell_type"] == "code" and not source.startswith("#| hide"): parts.append(f"```python\n{source}\n```")
-    return re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", "\n\n".join(parts)) + "\n"
+    return re.sub(r"\]\(((?:tutorials/)?\w+\.ipynb)\)", r"](nbs/\1)", "\n\n".join(parts)) + "\n"
 
 
 def main() -> None:
