@@ -233,16 +233,17 @@ def rmia_votes(
         found.append((votes > x.shape[1] / 2).mean(1))
     return np.concatenate(found)
 
-# %% ../nbs/21_attacks.ipynb #3e60101a
+# %% ../nbs/21_attacks.ipynb #0ce8578f
 OFFSETS = tuple(round(.1 * k, 1) for k in range(11))
 
 
 def tune_offset(
-    p_members, p_others, p_z,        # (n,), (k,), (m,): under one reference, of pictures it saw, of others, of the population
-    ref_members, ref_others, ref_z,  # (n, R), (k, R), (m, R): under the other references, which saw none of them
-    gamma: float = 1.,               # As for `rmia_scores`
-) -> float:                          # The `a` of `OFFSETS` with the best AUC; of equals the largest
+    p: list,           # (n,), (k,), (m,): under one reference, of pictures it saw, of others, and of the population
+    ref: list,         # (n, R), (k, R), (m, R): the same under other references, which saw none of them
+    gamma: float = 1.,  # As for `rmia_scores`
+) -> float:            # The `a` of `OFFSETS` with the best AUC; of equals the largest
     "Choose `a` by attacking a reference network; raises `BadInput`"
+    (p_members, p_others, p_z), (ref_members, ref_others, ref_z) = p, ref
     if np.shape(ref_members)[1:2] in ((), (0,)):
         raise BadInput("a can't be tuned with a single reference: one plays the attacked network, another its reference. Train two")
     aucs = {a: roc(rmia_scores(p_members, ref_members, p_z, ref_z, a, gamma), rmia_scores(p_others, ref_others, p_z, ref_z, a, gamma)).auc

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Views', 'views', 'memory_gap', 'keys_and_gaps', 'Strength', 'head_edit', 'KeyEdit']
 
-# %% ../nbs/42_key_edit.ipynb #a7aba10e
+# %% ../nbs/42_key_edit.ipynb #b6fb4f28
 import itertools
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .loaders import FaceLoader, FaceSet
-from .models import classifier_name, logits_and_features
+from .identity import picture_features
+from .loaders import FaceSet
+from .models import classifier_name
 from .rehearsal import Played, play_requests
 from .scores import task_score, tug_of_war
 from .task import BadInput, Task, multi_hot
 from .unlearn import Artifact, Needs, Unlearner
 
-# %% ../nbs/42_key_edit.ipynb #3f6044c4
+# %% ../nbs/42_key_edit.ipynb #36a3d8f6
 class Views(NamedTuple):
     "What the network makes of some pictures"
     features: Tensor    # (n, features)
@@ -30,16 +31,11 @@ class Views(NamedTuple):
 
 
 def views(
-    model: nn.Module,   # In eval mode
+    model: nn.Module,   # Any network that ends in a linear layer
     pictures: FaceSet,  # What to look at
 ) -> Views:             # On the CPU
     "Features, logits and labels of pictures"
-    device, found = next(model.parameters()).device, []
-    with torch.inference_mode():
-        for x, y in FaceLoader(pictures, 256, device=device):
-            logits, features = logits_and_features(model, x)
-            found.append((features.float().cpu(), logits.float().cpu(), multi_hot(pictures.task, y).cpu()))
-    return Views(*(torch.cat(parts).clone() for parts in zip(*found, strict=True)))
+    return Views(*picture_features(model, pictures), multi_hot(pictures.task, pictures.targets))
 
 
 def memory_gap(

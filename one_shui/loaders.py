@@ -186,7 +186,7 @@ def _release(pictures: np.ndarray) -> None:
     mapped = getattr(pictures, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"): mapped.madvise(mmap.MADV_DONTNEED)
 
-# %% ../nbs/04_loaders.ipynb #e71f9169
+# %% ../nbs/04_loaders.ipynb #eb486bed
 class FaceSet:
     "Some pictures of a dataset with their labels and people, in memory or mapped from disk"
     n_inp = 1      # fastai: one input, the rest are targets
@@ -236,6 +236,11 @@ class FaceSet:
     def identities(self) -> np.ndarray:
         "(n,) who each picture shows"
         return self._open(self._identities)
+
+    @property
+    def rows(self) -> np.ndarray:
+        "(n,) number of each picture in its dataset"
+        return self._rows
 
     @property
     def size(self) -> int:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mean_average_precision', 'task_score', 'score_name', 'predict', 'tow_factor', 'tug_of_war', 'mean_and_interval',
-           'paired_interval', 'draw_people', 'weighted_scores', 'score_interval']
+           'paired_interval', 'draw_people', 'weighted_scores', 'interval_around', 'score_interval']
 
 # %% ../nbs/05_scores.ipynb #c8bc9dde
 import numpy as np
@@ -99,7 +99,7 @@ def paired_interval(
     if len(values) != len(others): raise BadInput(f"{len(values)} values can't be paired with {len(others)}")
     return mean_and_interval(np.asarray(values, dtype=float) - np.asarray(others, dtype=float), level)
 
-# %% ../nbs/05_scores.ipynb #dc171b49
+# %% ../nbs/05_scores.ipynb #06c033f7
 def draw_people(
     identities,        # (n,) whose pictures they are
     draws: int = 200,  # Bootstrap samples
@@ -129,6 +129,16 @@ def weighted_scores(
     return np.nanmean(found, axis=0)
 
 
+def interval_around(
+    value: float,        # The score itself
+    drawn: np.ndarray,   # (draws,) the score of bootstrap samples
+    level: float = .95,  # Confidence
+) -> tuple[float, float]:
+    "Percentile interval of the samples, shifted by what they are off the score on average: average precision is higher in samples"
+    low, high = np.quantile(drawn - drawn.mean(), [(1 - level) / 2, (1 + level) / 2])
+    return value + float(low), value + float(high)
+
+
 def score_interval(
     task: Task, logits: Tensor, targets: Tensor,  # As for `task_score`
     identities,           # (n,) whose pictures they are
@@ -136,7 +146,6 @@ def score_interval(
     level: float = .95,   # Confidence
     seed: int = 0,        # Of the samples
 ) -> tuple[float, float]:
-    "Percentile interval of `task_score`, both ends in [0, 1], when people are drawn with replacement"
-    scores = weighted_scores(task, logits, targets, draw_people(identities, draws, seed))
-    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    "Interval of `task_score` when people are drawn with replacement"
+    drawn = weighted_scores(task, logits, targets, draw_people(identities, draws, seed))
+    return interval_around(task_score(task, logits, targets), drawn, level)
