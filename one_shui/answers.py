@@ -98,7 +98,7 @@ class Answers:
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise BadInput(f"can't read answers from {file}: {type(error).__name__}; run the method again") from error
 
-# %% ../nbs/26_answers.ipynb #8be97927
+# %% ../nbs/26_answers.ipynb #f26737ad
 def describe(
     answers: Answers,                 # Of the network, on retain, forget, val and test
     original: Answers | None = None,  # Of the network before; None: no RF-JSD
@@ -137,4 +137,5 @@ def tow_interval(
         scores = [weighted_scores(p.task, p.logits, p.targets, weights) for p in (ours, theirs)]
         product *= 1 - np.abs(scores[0] - scores[1])
         tow *= tow_factor(ours.score, theirs.score)
-    return interval_around(tow, 100 * product)
+    low, high = interval_around(tow, 100 * product)
+    return low, min(high, 100.)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MetaUnlearn']
 
-# %% ../nbs/41_metaunlearn.ipynb #7d23a15f
+# %% ../nbs/41_metaunlearn.ipynb #ed6fea4a
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,7 +31,7 @@ from .splits import simulate_requests
 from .task import BadInput, Batch
 from .unlearn import Artifact, Needs, Unlearner
 
-# %% ../nbs/41_metaunlearn.ipynb #c3e46bac
+# %% ../nbs/41_metaunlearn.ipynb #0ff8af6b
 class _Batches(Sequence):
     "A set as plain batches on a device, made when they are asked for, so that memory doesn't grow with the set"
     def __init__(self, pictures: FaceSet, size: int, device: torch.device): self.pictures, self.size, self.device = pictures, size, device
@@ -43,12 +44,18 @@ class _Batches(Sequence):
 
 
 def _portraits(pictures: FaceSet, people: list[str], device: torch.device) -> Support:
-    "Support pictures with each person's row in the embedding; raises `BadInput` for somebody who wasn't in train"
+    "Support pictures with each person's row in the embedding"
     row = {person: k for k, person in enumerate(people)}
-    if strangers := sorted(set(pictures.identities) - row.keys()):
-        raise BadInput(f"{strangers[0]} wasn't in the pictures that MetaUnlearn was prepared on; nobody to forget by that name")
     x, targets = _Batches(pictures, len(pictures), device)[0]
     return Support(x, targets, torch.tensor([row[person] for person in pictures.identities], device=device))
+
+# %% ../nbs/41_metaunlearn.ipynb #54a0af1c
+def _welcome(losses: nn.ModuleList, strangers: int) -> None:
+    "Append rows to the embeddings of learned losses: the mean of those there are"
+    for loss in {id(loss): loss for loss in losses}.values():
+        if loss.embed is None: continue
+        rows = loss.embed.weight.data  # type: ignore[union-attr]
+        loss.embed = nn.Embedding.from_pretrained(torch.cat([rows, rows.mean(0).expand(strangers, -1)]))  # type: ignore[list-item,operator]
 
 # %% ../nbs/41_metaunlearn.ipynb #03c01024
 def _simulations(
@@ -103,7 +110,7 @@ class _State:
         self.facts, self.best = facts, part("best.")
         return True
 
-# %% ../nbs/41_metaunlearn.ipynb #67b0f9e8
+# %% ../nbs/41_metaunlearn.ipynb #6dd6da13
 @dataclass
 class MetaUnlearn(Unlearner):
     "Meta-learn a loss whose gradient step forgets (De Min et al. 2025)"
@@ -172,6 +179,11 @@ class MetaUnlearn(Unlearner):
         device, people = next(model.parameters()).device, artifact.facts["people"]
         losses = self._build(handover.support.task, artifact.facts["features"], len(people))
         losses.load_state_dict(artifact.tensors)
+        strangers = sorted(set(handover.support.identities) - set(people))
+        if strangers:
+            warnings.warn(f"MetaUnlearn wasn't prepared on pictures of {', '.join(strangers)}; the mean code stands in", stacklevel=2)
+            _welcome(losses, len(strangers))
+            people = [*people, *strangers]
         losses.eval().to(device)
         parameters = moved_parameters(model, self.moved)
         after = self._steps(model, losses, _portraits(handover.support, people, device))

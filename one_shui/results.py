@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLE', 'COSTS', 'SCHEME', 'result_table', 'cost_table', 'score_chart', 'tow_chart', 'training_chart', 'summary',
-           'save_report']
+           'chart_html', 'save_page', 'save_report']
 
 # %% ../nbs/51_results.ipynb #c793784a
 import html
@@ -21,7 +21,7 @@ from .experiment import Config
 from .scores import mean_and_interval
 from .splits import write_text
 
-# %% ../nbs/51_results.ipynb #3eb62eed
+# %% ../nbs/51_results.ipynb #9d310bf9
 TABLE = {  # column of the table: (split, metric)
     "retain": ("retain", "score"), "forget": ("forget", "score"), "test": ("test", "score"), "ToW ↑": ("all", "ToW"),
     "loss attack AUC": ("forget", "loss attack AUC"),
@@ -36,15 +36,17 @@ def _with_score(rows: pd.DataFrame) -> pd.DataFrame:
 def result_table(
     rows: pd.DataFrame,  # As from `run`, one or several runs
 ) -> pd.DataFrame:       # Text, one row a method
-    "Scores in percent, ToW and seconds of each method; mean ± 95 % interval over seeds when there are several"
+    "Scores in percent, ToW and seconds of each method, with 95 % intervals: over seeds where there are three, over people within one"
     rows = _with_score(rows)
     rows = pd.concat([rows, rows.drop_duplicates(["seed", "method"]).assign(split="all", metric="seconds", value=lambda r: r["seconds"])])
     def cell(method, split, metric):
-        values = rows.query("method == @method and split == @split and metric == @metric")["value"]
-        if values.empty: return "–"
-        if metric == "over_forgot": return "yes" if values.mean() > .5 else "no"
-        mean, half = mean_and_interval(values)
-        return f"{mean:.2f}" if len(values) < 2 else f"{mean:.2f} ± {half:.2f}"
+        found = rows.query("method == @method and split == @split and metric == @metric")
+        if found.empty: return "–"
+        if metric == "over_forgot": return "yes" if found["value"].mean() > .5 else "no"
+        mean, half = mean_and_interval(found["value"])
+        if len(found) > 2: return f"{mean:.2f} ± {half:.2f}"
+        low, high = found.reindex(columns=["low", "high"]).iloc[0]
+        return f"{mean:.2f}" if len(found) == 2 or pd.isna(low) or low == high else f"{mean:.2f} [{low:.1f}, {high:.1f}]"
     columns = {**TABLE, "over-forgot": ("val", "over_forgot"), "seconds": ("all", "seconds")}
     table = pd.DataFrame([{"method": method, "access": rows.loc[rows["method"] == method, "access"].iloc[0],
                            **{name: cell(method, *where) for name, where in columns.items()}} for method in rows["method"].unique()])
@@ -137,7 +139,7 @@ def summary(
                     f"ToW {tried[best]:.1f}, {verdict} ({nothing:.1f}).")
     return said
 
-# %% ../nbs/51_results.ipynb #e2942e31
+# %% ../nbs/51_results.ipynb #96240470
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
@@ -153,18 +155,7 @@ th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; } tbody tr:nth-child(
 pre { background: var(--band); padding: .8rem; overflow-x: auto; } .chart { margin: 1rem 0; overflow-x: auto; }
 </style></head><body>
 <h1>$title</h1>
-$sentences
-<h2>Scores</h2><div class="wide">$table</div>
-<p>Scores in percent. ToW 100 is indistinguishable from retraining.
-The loss attack's AUC is 50 when forget pictures look like pictures never seen.
-Access: <em>support</em> sees one picture a person; <em>statistics</em> also an artifact made before anybody asked;
-<em>full</em> all training pictures. Over-forgot: the score on people who never asked fell by more than 5 points.
-Seconds: the time a method took at the request.</p>
-<h2>Cost and settings</h2><div class="wide">$costs</div>
-<p>Pictures read count repetitions. Peak MB is memory above what was in use before.
-A setting from the nearest cell was published for another situation than this one.</p>
-<h2>Charts</h2>$charts
-<h2>Settings</h2><pre>$settings</pre>
+$body
 <script>(() => { $library })();</script>
 <script>
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -175,32 +166,54 @@ dark.addEventListener("change", draw); draw();
 </script></body></html>
 """)
 
-# %% ../nbs/51_results.ipynb #302c1895
-def _chart(name: str, chart: alt.TopLevelMixin) -> str:
+# %% ../nbs/51_results.ipynb #c4183935
+def chart_html(
+    name: str,                 # Of the place on the page
+    chart: alt.TopLevelMixin,
+) -> str:
     "A chart as HTML that the page's script draws"
     spec = chart.to_dict()
     label, text = html.escape(spec.get("description", name), quote=True), json.dumps(spec).replace("</", "<\\/")
     return (f'<div class="chart" id="{name}" role="img" aria-label="{label}"></div>\n'
             f'<script type="application/json" data-chart="{name}">{text}</script>')
 
-# %% ../nbs/51_results.ipynb #fa40d0c8
+# %% ../nbs/51_results.ipynb #ac9fa028
+def save_page(
+    file: str | Path,                  # Where to
+    title: str,                        # Of the page
+    sections: list[tuple[str, str]],   # Headings and HTML; an empty heading is left out
+) -> Path:                             # The file
+    "Write an HTML file that holds all it needs"
+    body = "\n".join((f"<h2>{html.escape(heading)}</h2>" if heading else "") + content for heading, content in sections)
+    library = vl_convert.javascript_bundle().replace("</script", "<\\/script")  # type: ignore[call-arg]
+    write_text(file, _PAGE.substitute(title=html.escape(title), body=body, library=library))
+    return Path(file)
+
+# %% ../nbs/51_results.ipynb #cecf9c6a
+_LEGEND = """<p>Scores in percent. ToW 100 is indistinguishable from retraining.
+The loss attack's AUC is 50 when forget pictures look like pictures never seen.
+Access: <em>support</em> sees one picture a person; <em>statistics</em> also an artifact made before anybody asked;
+<em>full</em> all training pictures. Over-forgot: the score on people who never asked fell by more than 5 points.
+Seconds: the time a method took at the request.</p>"""
+_COSTS = """<p>Pictures read count repetitions. Peak MB is memory above what was in use before.
+A setting from the nearest cell was published for another situation than this one.</p>"""
+
+
 def save_report(
     rows: pd.DataFrame,   # As from `run`
     config: Config,       # Of that run
     folder: str | Path,   # Of that run; `report.html` is written there
 ) -> Path:                # The file
     "Write a run's report as one HTML file"
-    charts = [_chart("scores", score_chart(rows))]
-    if any(Path(folder).glob("*-log.csv")): charts.append(_chart("training", training_chart(folder)))
-    if "ToW" in set(rows["metric"]): charts.insert(0, _chart("tow", tow_chart(rows)))
+    charts = [chart_html("scores", score_chart(rows))]
+    if any(Path(folder).glob("*-log.csv")): charts.append(chart_html("training", training_chart(folder)))
+    if "ToW" in set(rows["metric"]): charts.insert(0, chart_html("tow", tow_chart(rows)))
     facts = {k: v for k, v in json.loads((Path(folder) / "config.json").read_text()).items() if k != "root" and v not in (None, {}, False)}
-    page = _PAGE.substitute(
-        title=f"Forgetting {config.n_forget} people: {html.escape(config.dataset)}, seed {config.seed}",
-        sentences="".join(f"<p>{html.escape(s)}</p>" for s in summary(rows)),
-        table=result_table(rows).reset_index().to_html(index=False, border=0),
-        costs=cost_table(rows).reset_index().to_html(index=False, border=0, na_rep="–"),
-        charts="\n".join(charts),
-        settings=html.escape(json.dumps(facts, indent=1)),
-        library=vl_convert.javascript_bundle().replace("</script", "<\\/script"))  # type: ignore[call-arg]
-    write_text(file := Path(folder) / "report.html", page)
-    return file
+    def table(frame: pd.DataFrame) -> str:
+        return f'<div class="wide">{frame.reset_index().to_html(index=False, border=0, na_rep="–")}</div>'
+    return save_page(Path(folder) / "report.html", f"Forgetting {config.n_forget} people: {config.dataset}, seed {config.seed}", [
+        ("", "".join(f"<p>{html.escape(s)}</p>" for s in summary(rows))),
+        ("Scores", table(result_table(rows)) + _LEGEND),
+        ("Cost and settings", table(cost_table(rows)) + _COSTS),
+        ("Charts", "\n".join(charts)),
+        ("Settings", f"<pre>{html.escape(json.dumps(facts, indent=1))}</pre>")])
