@@ -6,7 +6,7 @@
 __all__ = ['Pushed', 'ATTACKED', 'AUDITED', 'Audit', 'split_people', 'references', 'push', 'View', 'view_signals', 'attack',
            'know', 'siblings', 'audit', 'audit_table', 'anamnesis_table', 'verdict_correlations']
 
-# %% ../nbs/56_audit.ipynb #f46e9161
+# %% ../nbs/56_audit.ipynb #46788211
 import json
 import warnings
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from .attacks import Signal, auc_interval, check_disjoint, membership_signal, pe
 from .experiment import COLUMNS, Config, Pictures, load_network, load_run, make_method
 from .identity import anamnesis_index, linkage, picture_features, probe, relearn
 from .loaders import FaceSet
-from .models import ModelSpec, create_model, load_model, read_tensors, save_model, write_tensors
+from .models import ModelSpec, create_model, load_model, read_tensors, save_model, task_facts, write_tensors
 from .scores import mean_and_interval, predict
 from .splits import write_text
 from .task import BadInput
@@ -48,7 +48,7 @@ class Audit:
     relearn_lr: float | None = None  # None: a tenth of the recipe's
     seed: int = 0                   # Of halves, siblings, bootstrap samples
 
-# %% ../nbs/56_audit.ipynb #cf5fb86d
+# %% ../nbs/56_audit.ipynb #ac072f4d
 def split_people(
     identities,     # (n,) whose pictures they are
     seed: int = 0,  # Of the halves
@@ -75,7 +75,7 @@ def references(
         if not file.exists():
             network = create_model(spec, config.pretrained, config.weights)
             fit(network, half, pictures.val, config.to_recipe(), spec.seed, folder / f"reference-{k}.partial", progress=progress)
-            save_model(network, spec, file, splits=digest, classes=pictures.faces.task.classes, method="reference")
+            save_model(network, spec, file, splits=digest, **task_facts(pictures.faces.task), method="reference")
         found.append((load_model(file, spec, digest)[0].to(default_device()).eval(), half))
     return found
 

@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'SETS', 'TOLERANCE', 'Say', 'Config', 'make_method', 'sett
            'keep_config', 'Pictures', 'decode_pictures', 'load_pictures', 'ask', 'add_tow', 'original_network',
            'forget', 'stored_answers', 'rescore', 'run', 'load_run', 'load_network', 'try_methods']
 
-# %% ../nbs/50_experiment.ipynb #06c37382
+# %% ../nbs/50_experiment.ipynb #de693f12
 import json
 import warnings
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from .answers import Answers, describe, tow_interval
 from .datacheck import check_data, clean_faces
 from .faces import READERS, read_faces
 from .loaders import BadPictures, DecodedPictures, FaceSet, cached_pictures, face_set, without_bad
-from .models import ModelSpec, check_spec, create_model, load_model, save_model, weights_digest
+from .models import ModelSpec, check_spec, create_model, load_model, save_model, task_facts, weights_digest
 from .scores import tug_of_war
 from .settings import published_settings
 from .splits import Splits, load_splits, make_splits, save_splits, write_text
@@ -241,7 +241,7 @@ def add_tow(
             "low": intervals.get(name, unknown)[0], "high": intervals.get(name, unknown)[1]} for name in rows["method"].unique()]
     return pd.concat([rows, pd.DataFrame(tow)], ignore_index=True)[COLUMNS]
 
-# %% ../nbs/50_experiment.ipynb #ef79ed46
+# %% ../nbs/50_experiment.ipynb #6317c7da
 Say = Callable[[str], Any]
 
 
@@ -266,10 +266,10 @@ def original_network(
     if file.exists(): return load_model(file, spec, digest)[0].to(default_device()), spec
     say(f"training the original network on {len(pictures.train)} pictures of {len(set(pictures.train.identities))} people")
     network = _train(config, folder, "original", spec, pictures.train, pictures.val, progress)
-    save_model(network, spec, file, splits=digest, classes=pictures.faces.task.classes, method="original")
+    save_model(network, spec, file, splits=digest, **task_facts(pictures.faces.task), method="original")
     return network, spec
 
-# %% ../nbs/50_experiment.ipynb #f570159e
+# %% ../nbs/50_experiment.ipynb #540087a0
 def forget(
     config: Config,        # The run
     folder: Path,          # Where files go
@@ -288,7 +288,7 @@ def forget(
     say(f"{name}: {'preparing and ' if method.needs == 'statistics' else ''}forgetting {pictures.splits.request.n_forget} people")
     prepared = _prepare(method, folder / f"{name}-artifact.safetensors", original, pictures)
     network, cost = apply_method(method, original, prepared.artifact, pictures.support, pictures.forget, pictures.retain, pictures.val)
-    if name != "original": save_model(network, spec, file, splits=digest, classes=pictures.faces.task.classes, method=name)
+    if name != "original": save_model(network, spec, file, splits=digest, **task_facts(pictures.faces.task), method=name)
     (answers := ask(network, pictures)).save(folder / f"{name}-answers.parquet")
     before = answers if name == "original" else stored_answers(folder, "original", original, pictures)
     found = describe(answers, before, seed=config.score_seed)

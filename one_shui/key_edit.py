@@ -98,7 +98,7 @@ class _Rehearsal:
         "Simulated ToW after an edit"
         return tug_of_war(self._scores(change), self.wanted)
 
-# %% ../nbs/42_key_edit.ipynb #1c36ee3b
+# %% ../nbs/42_key_edit.ipynb #4ca9af51
 @dataclass
 class KeyEdit(Unlearner):
     "Edit the last layer along a person's features"
@@ -165,10 +165,14 @@ class KeyEdit(Unlearner):
 def _asked(kept: dict[str, Tensor], people: list[str], seen: Views, identities: np.ndarray) -> tuple[Tensor, Tensor, int]:
     "Keys, gaps and number of those who ask: what was kept of them, or else what their portraits say"
     row, keys, gaps = {person: k for k, person in enumerate(people)}, [], []
-    for k, person in enumerate(identities):
-        known = person in row
-        keys.append(kept["keys"][row[person]].float() if known else seen.features[k, None])
-        gaps.append(kept["gaps"][row[person]].float() if known else ((seen.truth[k] - kept["prior"]) * kept["gap"])[None])
+    for person in dict.fromkeys(identities):
+        if person in row: found = kept["keys"][row[person]].float(), kept["gaps"][row[person]].float()
+        else:
+            theirs = torch.from_numpy(np.flatnonzero(identities == person))
+            share = len(theirs) ** .5  # several photos of one person count as one
+            found = seen.features[theirs] / share, (seen.truth[theirs] - kept["prior"]) * kept["gap"] / share
+        keys.append(found[0])
+        gaps.append(found[1])
     return torch.cat(keys), torch.cat(gaps), len(keys)
 
 

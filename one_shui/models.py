@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SmallCNN', 'ModelSpec', 'check_spec', 'create_model', 'classifier_name', 'logits_and_features', 'weights_digest',
-           'write_tensors', 'read_tensors', 'save_model', 'load_model']
+           'write_tensors', 'read_tensors', 'save_model', 'task_facts', 'load_model']
 
-# %% ../nbs/10_models.ipynb #25fd355b
+# %% ../nbs/10_models.ipynb #77c9290b
 import difflib
 import hashlib
 import json
@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .task import BadInput
+from .task import BadInput, Task
 
 # %% ../nbs/10_models.ipynb #e848f636
 class SmallCNN(nn.Module):
@@ -177,7 +177,7 @@ def read_tensors(
     except KeyError:
         raise BadInput(f"{file} has no one_shui header; to start from other weights use --weights FILE") from None
 
-# %% ../nbs/10_models.ipynb #8ede8154
+# %% ../nbs/10_models.ipynb #e4da14e1
 def save_model(
     model: nn.Module,   # Built from `spec`
     spec: ModelSpec,    # How to build it
@@ -188,6 +188,11 @@ def save_model(
     versions = {name: version(name) for name in ("torch", "timm", "fastai")}
     state = model.state_dict()
     write_tensors(file, state, dict(spec=asdict(spec), weights=weights_digest(state), versions=versions, **facts))
+
+
+def task_facts(task: Task) -> dict:
+    "What a model's header says about its task"
+    return dict(kind=task.kind, classes=list(task.classes))
 
 
 def load_model(

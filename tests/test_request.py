@@ -1,0 +1,368 @@
+"""Real requests: odd photos, bad input, two at once, killed at any moment."""
+import hashlib
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+
+import one_shui
+from one_shui.cli import main
+from one_shui.experiment import Config, run
+from one_shui.faces import read_faces, save_faces
+from one_shui.ledger import Ledger, check_receipt, file_digest, read_key, read_receipt
+from one_shui.own_model import open_any, read_description
+from one_shui.photos import opencv_faces, read_photo
+from one_shui.request import Asked, Options, answer_request, open_model, read_requests
+from one_shui.splits import load_splits
+from one_shui.task import BadInput
+from one_shui.toy import toy_faces
+from one_shui.unlearn import Artifact
+
+KILLS = int(os.environ.get("ONE_SHUI_KILLS", "12"))
+
+
+def call(monkeypatch, *words):
+    "The command line in this process: its exit code"
+    monkeypatch.setattr(sys, "argv", ["one-shui", *map(str, words)])
+    with pytest.raises(SystemExit) as ended: main()
+    return ended.value.code
+
+
+@pytest.fixture(scope="module")
+def company(tmp_path_factory):
+    "A company: a model trained on pictures that are gone, an artifact, an inbox"
+    folder = tmp_path_factory.mktemp("company")
+    save_faces(toy_faces(n_people=30, n_photos=6, size=32), folder / "data", "celeba")
+    root = str(folder / "data")
+    run(Config(dataset="celeba", root=root, n_forget=3, size=32, recipe="toy", epochs=4, arch_options=dict(width=8),
+               methods=("original",)), folder / "run", say=lambda _: None)
+    shutil.copy(folder / "run" / "original.safetensors", folder / "model.safetensors")
+    words = ["one-shui", "prepare", "--model", folder / "model.safetensors", "--dataset", "celeba", "--root", root, "--splits",
+             folder / "run" / "splits.json", "--people", 3, "--out", folder / "artifact.safetensors"]
+    before, sys.argv = sys.argv, [str(w) for w in words]
+    with pytest.raises(SystemExit) as ended: main()
+    sys.argv = before
+    assert ended.value.code == 0
+    faces = read_faces("celeba", root)
+    rows = faces.table.iloc[load_splits(folder / "run" / "splits.json", faces).request.support]
+    (folder / "inbox").mkdir()
+    for path, person in zip(rows["path"], rows["identity"], strict=True):
+        shutil.copy(folder / "data" / "celeba" / path, folder / "inbox" / f"{person}.jpg")
+    (folder / "data").rename(folder / "gone")
+    (folder / "key").write_text("a key of more than sixteen bytes")
+    return folder
+
+
+@pytest.fixture
+def desk(company, tmp_path):
+    "A copy of what is needed to answer, so that tests don't meet"
+    for name in ("model.safetensors", "artifact.safetensors", "key"): shutil.copy(company / name, tmp_path / name)
+    shutil.copytree(company / "inbox", tmp_path / "inbox")
+    return tmp_path
+
+
+def photo_of(desk): return sorted((desk / "inbox").glob("*.jpg"))[0]
+
+
+def answer(desk, out="model-2.safetensors", **more):
+    photo = photo_of(desk)
+    return answer_request(open_model(desk / "model.safetensors"), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors",
+                          say=lambda _: None, **more)
+
+
+def test_from_a_photo_to_a_receipt(desk, monkeypatch, capsys):
+    photo, sound = photo_of(desk), file_digest(desk / "model.safetensors")
+    words = ("forget", "--model", desk / "model.safetensors", "--artifact", desk / "artifact.safetensors", "--photo", photo,
+             "--identity", photo.stem, "--out", desk / "model-2.safetensors", "--key", desk / "key")
+    assert call(monkeypatch, *words, "--dry-run") == 0
+    assert not (desk / "model-2.safetensors").exists() and not (desk / "model.safetensors.ledger.jsonl").exists()
+    assert call(monkeypatch, *words) == 0
+    assert "could not be measured" in capsys.readouterr().out.lower()
+    assert call(monkeypatch, *words) == 0
+    assert "was answered on" in capsys.readouterr().out
+    assert file_digest(desk / "model.safetensors") == sound
+    receipt = desk / "model-2.receipt.json"
+    checks = ("receipt", "check", receipt, "--key", desk / "key", "--before", desk / "model.safetensors")
+    assert call(monkeypatch, *checks, "--after", desk / "model-2.safetensors") == 0
+    assert call(monkeypatch, *checks, "--after", desk / "model.safetensors") == 1
+    receipt.write_text(receipt.read_text().replace('"people": 1', '"people": 2'))
+    assert call(monkeypatch, *checks) == 1
+    assert "signature doesn't fit" in capsys.readouterr().out
+    assert call(monkeypatch, "receipt", "ledger", desk / "model.safetensors.ledger.jsonl") == 0
+    assert "done" in capsys.readouterr().out
+
+
+def test_no_name_and_no_photo_is_kept(desk):
+    photo = photo_of(desk)
+    person = desk / "inbox" / "a name like no other.jpg"
+    photo.rename(person)
+    answer(desk)
+    kept = b"".join(f.read_bytes() for f in desk.iterdir() if f.is_file() and f.suffix in (".json", ".jsonl", ".html"))
+    assert b"no other" not in kept and hashlib.sha256(person.read_bytes()).hexdigest().encode() not in kept
+
+
+def odd_photos(face, folder):
+    "Pictures as people send them"
+    turned = Image.Exif()
+    turned[0x0112] = 8
+    face.rotate(-90).save(folder / "phone.jpg", exif=turned)
+    face.convert("RGBA").save(folder / "alpha.png")
+    face.convert("P").save(folder / "palette.png", transparency=0)
+    face.convert("L").save(folder / "grey.jpg")
+    face.convert("1").save(folder / "fax.tif")
+    face.convert("CMYK").save(folder / "print.jpg")
+    Image.fromarray(np.asarray(face.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
+    face.resize((9, 9)).save(folder / "tiny.png")
+    face.resize((3000, 40)).save(folder / "wide.webp")
+    face.save(folder / "moves.gif", save_all=True, append_images=[face.rotate(3)])
+    import pillow_heif
+    pillow_heif.register_heif_opener()
+    face.save(folder / "iphone.heic")
+    return sorted(folder.iterdir())
+
+
+def test_odd_photos_are_read(tmp_path):
+    face = Image.fromarray(toy_faces(n_people=1, n_photos=1, size=64).pictures[0])
+    for file in odd_photos(face, tmp_path):
+        photo = read_photo(file, 32)
+        assert photo.pixels.shape == (32, 32, 3) and photo.pixels.dtype == np.uint8, file
+        assert photo.said, file
+
+
+def test_bombs_and_rubbish_are_refused(tmp_path, monkeypatch):
+    Image.new("L", (400, 400)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    with pytest.raises(BadInput, match="too many to decode|can't be read"): read_photo(tmp_path / "bomb.png", 32)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "bomb.png").read_bytes()[:60])
+    for name in ("cut.png", "none.png"):
+        with pytest.raises(BadInput): read_photo(tmp_path / name, 32)
+
+
+def test_the_detector_finds_nobody_on_a_wall():
+    assert opencv_faces(Image.new("RGB", (200, 200), "white")) == []
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--photo", "none.jpg", "--identity", "1"], "no photo"),
+    (["--photo", "inbox", "--identity", "1"], "no photo"),
+    (["--identity", "1"], "give --photo and --identity"),
+    (["--photo", "PHOTO", "--identity", "1", "--labels", "Scales"], "knows no 'Scales'"),
+    (["--photo", "PHOTO", "--identity", "1", "--out", "model.safetensors"], "never overwritten"),
+    (["--photo", "PHOTO", "--identity", "1", "--artifact", "model.safetensors"], "wasn't made by one-shui prepare"),
+    (["--photo", "PHOTO", "--identity", "1", "--artifact", "none.safetensors"], "can't read"),
+    (["--photo", "PHOTO", "--identity", "1", "--model", "model.pth"], "is a pickle"),
+    (["--photo", "PHOTO", "--identity", "1", "--key", "inbox"], "can't read the key"),
+    (["--requests", "none.csv"], "can't read the requests"),
+    (["--photo", "PHOTO", "--identity", "1", "--check", "inbox"], "labels.csv"),
+])
+def test_malformed_input_ends_in_one_line(desk, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(desk)
+    base = {"--model": "model.safetensors", "--artifact": "artifact.safetensors", "--out": "new.safetensors"}
+    for name, value in zip(words[::2], words[1::2], strict=True): base[name] = str(photo_of(desk)) if value == "PHOTO" else value
+    assert call(monkeypatch, "forget", *[w for pair in base.items() for w in pair]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.strip().splitlines()) == 1
+    assert not (desk / "new.safetensors").exists() and not list(desk.glob("*.jsonl"))
+
+
+def test_many_at_once_and_several_photos(desk):
+    people = sorted(p.stem for p in (desk / "inbox").glob("*.jpg"))
+    lines = ["photo,identity", *(f"inbox/{p}.jpg,{p}" for p in people), f"inbox/{people[1]}.jpg,{people[0]}"]
+    (desk / "requests.csv").write_text("\n".join(lines) + "\n")
+    asked = read_requests(desk / "requests.csv")
+    assert [len(one.photos) for one in asked] == [2, 1, 1]
+    made = answer_request(open_model(desk / "model.safetensors"), asked, desk / "many.safetensors", desk / "artifact.safetensors")
+    assert (made.receipt["people"], made.receipt["photos"]) == (3, 4)
+
+
+def test_a_stranger_is_said_to_be_one(desk):
+    photo = photo_of(desk)
+    model = open_model(desk / "model.safetensors")
+    made = answer_request(model, [Asked("nobody knows", (photo,))], desk / "s.safetensors", desk / "artifact.safetensors")
+    assert any("aren't among those whom the artifact was prepared with" in text for text in made.receipt["what_was_done"])
+
+
+def test_two_requests_at_once_take_turns(desk):
+    photos = sorted((desk / "inbox").glob("*.jpg"))[:2]
+    def one(k):
+        answer_request(open_model(desk / "model.safetensors"), [Asked(photos[k].stem, (photos[k],))], desk / f"out-{k}.safetensors",
+                       desk / "artifact.safetensors")
+    both = [multiprocessing.get_context("fork").Process(target=one, args=(k,)) for k in range(2)]
+    for process in both: process.start()
+    for process in both: process.join(120)
+    lines = Ledger.read(desk / "model.safetensors.ledger.jsonl").lines
+    assert [line["event"] for line in lines] == ["started", "done"] * 2
+    assert lines[0]["request"] == lines[1]["request"] != lines[2]["request"] == lines[3]["request"]
+
+
+def test_killed_at_any_moment(desk):
+    "After a kill either nothing was done, or everything; the same request then ends with the same weights"
+    torch.set_num_threads(1)
+    shutil.copytree(desk, whole := desk.parent / f"{desk.name}-whole")
+    started, context = time.perf_counter(), multiprocessing.get_context("fork")
+    (process := context.Process(target=answer, args=(whole,))).start()
+    process.join()
+    seconds, rng, seen = time.perf_counter() - started, random.Random(0), set()
+    expected = open_model(whole / "model-2.safetensors").weights
+    sound = file_digest(desk / "model.safetensors")
+    for k in range(KILLS):
+        for file in desk.glob("model-2*"): file.unlink()
+        for file in desk.glob("*.jsonl"): file.unlink()
+        (process := context.Process(target=answer, args=(desk,))).start()
+        time.sleep(rng.uniform(.2, 1.2) * seconds)
+        if process.pid and process.is_alive(): os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert file_digest(desk / "model.safetensors") == sound
+        ledger = Ledger.read(desk / "model.safetensors.ledger.jsonl")
+        done = [line for line in ledger.lines if line["event"] == "done"]
+        seen.add("done" if done else "started" if ledger.lines else "nothing")
+        if done:
+            assert open_model(desk / "model-2.safetensors").weights == done[0]["after"] == expected, k
+            assert check_receipt(read_receipt(desk / "model-2.receipt.json"), after=desk / "model-2.safetensors") == []
+        elif (desk / "model-2.safetensors").exists(): assert open_model(desk / "model-2.safetensors").weights == expected
+        again = answer(desk)
+        assert again.again == bool(done)
+        assert open_model(desk / "model-2.safetensors").weights == expected
+        assert Ledger.read(desk / "model.safetensors.ledger.jsonl").done(again.receipt["request"])
+    assert len(seen) > 1, seen
+
+
+def test_a_full_disk_leaves_the_old_state(desk, monkeypatch):
+    def full(*_): raise OSError(28, "No space left on device")
+    monkeypatch.setattr("one_shui.request.write_unlearned", full)
+    with pytest.raises(OSError, match="No space"): answer(desk)
+    assert not (desk / "model-2.safetensors").exists()
+    monkeypatch.undo()
+    assert not answer(desk).again
+
+
+def test_harm_is_refused_and_can_be_forced(desk, company):
+    table = read_faces("celeba", company / "gone").table
+    held = desk / "held"
+    held.mkdir()
+    for path in table["path"]: shutil.copy(company / "gone" / "celeba" / path, held / Path(path).name)
+    table.assign(path=[Path(p).name for p in table["path"]]).to_csv(held / "labels.csv", index=False)
+    photo, model = photo_of(desk), open_model(desk / "model.safetensors")
+    reckless = dict(method="gradient_ascent", settings=dict(lr=.05), check=held)
+    with pytest.raises(BadInput, match="nothing was changed"):
+        answer_request(model, [Asked(photo.stem, (photo,))], desk / "x.safetensors", options=Options(-100.), **reckless)
+    assert not (desk / "x.safetensors").exists()
+    forced = Options(tolerance=-100., force=True)
+    made = answer_request(model, [Asked(photo.stem, (photo,))], desk / "x.safetensors", options=forced, **reckless)
+    assert "others mAP after" in made.receipt["measured"]
+
+
+def test_nothing_is_unpickled():
+    "No module of the package unpickles"
+    bad = re.compile(r"\bpickle\.|\bimport pickle|torch\.load\(|joblib\.load|allow_pickle=True|np\.load\((?!.*mmap_mode)|yaml\.load\(|"
+                     r"\beval\(|\bexec\(|read_pickle|load_learner|shell=True")
+    for file in Path(one_shui.__file__).parent.glob("*.py"):
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if bad.search(re.sub(r"(?<=\.)eval\(", "", line))]
+        assert not lines, (file.name, lines)
+
+
+class Armed:
+    def __reduce__(self): return os.system, ("touch /tmp/one_shui_was_here",)
+
+
+@pytest.mark.parametrize("reader", [open_model, Artifact.load, read_receipt, read_requests, read_description, Ledger.read, read_key,
+                                    lambda f: open_any(f, None), lambda f: read_photo(f, 32), lambda f: read_faces("own", f)])
+def test_a_pickle_is_never_opened(tmp_path, reader):
+    Path("/tmp/one_shui_was_here").unlink(missing_ok=True)
+    (file := tmp_path / "armed.safetensors").write_bytes(pickle.dumps(Armed()))
+    try: reader(file)
+    except BadInput: pass
+    assert not Path("/tmp/one_shui_was_here").exists()
+
+
+def test_a_header_names_no_code(tmp_path):
+    "A model file can't make the package import or call something"
+    header = dict(spec=dict(arch="os:system", n_outputs=1), weights="x", classes=["a"], kind="multi-label")
+    save_file({"a": torch.zeros(1)}, file := tmp_path / "m.safetensors", {"one_shui": json.dumps(header)})
+    with pytest.raises(BadInput): open_model(file)
+
+
+FUZZ = settings(max_examples=int(os.environ.get("ONE_SHUI_FUZZ", "60")), deadline=None,
+                suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+
+
+def spoil(data, whole):
+    "A file with some bytes changed, cut out or put in"
+    spoiled = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at, kind = data.draw(st.integers(0, max(len(spoiled) - 1, 0))), data.draw(st.sampled_from(["set", "cut", "put", "end"]))
+        if kind == "set" and spoiled: spoiled[at] = data.draw(st.integers(0, 255))
+        elif kind == "cut": del spoiled[at:at + data.draw(st.integers(1, 40))]
+        elif kind == "put": spoiled[at:at] = data.draw(st.binary(min_size=1, max_size=20))
+        else: del spoiled[at:]
+    return bytes(spoiled)
+
+
+@FUZZ
+@given(st.data())
+def test_spoiled_receipts(tmp_path, data):
+    whole = json.dumps(dict(request="a1", signature=dict(kind="hmac-sha256", value="00"), model=dict(after=dict(sha256="x")))).encode()
+    (file := tmp_path / "r.json").write_bytes(spoil(data, whole))
+    try: check_receipt(read_receipt(file), b"0123456789abcdef", after=file)
+    except BadInput: pass
+
+
+@FUZZ
+@given(st.data())
+def test_spoiled_ledgers(tmp_path, data):
+    file = tmp_path / "l.jsonl"
+    file.unlink(missing_ok=True)
+    ledger = Ledger.read(file)
+    for k in range(3): ledger.append(event="done", request=f"r{k}")
+    whole = file.read_bytes()
+    file.write_bytes(spoil(data, whole))
+    try: assert [line["n"] for line in Ledger.read(file).lines] == list(range(1, len(Ledger.read(file).lines) + 1))
+    except BadInput: pass
+
+
+@FUZZ
+@given(st.data())
+def test_spoiled_requests(tmp_path, data):
+    (file := tmp_path / "q.csv").write_bytes(spoil(data, b"photo,identity,labels\na.jpg,1,Smiling;Young\nb.jpg,2,\n"))
+    try: assert all(one.photos and one.identity for one in read_requests(file))
+    except BadInput: pass
+
+
+@FUZZ
+@given(st.data())
+def test_spoiled_descriptions(tmp_path, data):
+    (file := tmp_path / "m.yaml").write_bytes(spoil(data, b"arch: resnet18\nclasses: [a, b]\nsize: 32\nmean: [0, 0, 0]\nstd: [1, 1, 1]\n"))
+    try: assert len(read_description(file).classes) >= 1
+    except BadInput: pass
+
+
+@FUZZ
+@given(st.data())
+def test_spoiled_models(company, tmp_path, data):
+    (file := tmp_path / "m.safetensors").write_bytes(spoil(data, (company / "model.safetensors").read_bytes()[:6000]))
+    with pytest.raises(BadInput): open_model(file)
+
+
+@FUZZ
+@given(st.data(), st.sampled_from(["phone.jpg", "alpha.png", "deep.png", "wide.webp", "moves.gif", "fax.tif", "iphone.heic"]))
+def test_spoiled_photos(tmp_path_factory, data, name):
+    folder = tmp_path_factory.mktemp("photos")
+    odd_photos(Image.fromarray(toy_faces(n_people=1, n_photos=1, size=48).pictures[0]), folder)
+    (folder / name).write_bytes(spoil(data, (folder / name).read_bytes()))
+    try: assert read_photo(folder / name, 32).pixels.shape == (32, 32, 3)
+    except BadInput: pass
