@@ -4,7 +4,7 @@ BIN := .venv/bin
 TEST := OMP_NUM_THREADS=1 $(BIN)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help venv demo test check prepare lab docs clean
+.PHONY: help venv demo test check prepare lab docs fuzz clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -49,6 +49,12 @@ lab: .venv/dev ## Open the notebooks in JupyterLab
 docs: .venv/dev ## Build the documentation site into _docs
 	@$(PIP) -e ".[docs]"
 	$(BIN)/python tools/docs.py
+
+fuzz: .venv/dev ## Spoil files and feed them to every reader, ten minutes each with hypothesis and atheris
+	ONE_SHUI_FUZZ=4000 ONE_SHUI_KILLS=100 $(BIN)/pytest tests/test_request.py -k "spoiled or killed"
+	@$(PIP) atheris
+	for reader in celeba mufac own receipt ledger requests description model artifact answers splits photo; do \
+	  $(TEST)/python tests/fuzz/fuzz_readers.py $$reader -max_total_time=50 -rss_limit_mb=4096 build/fuzz/$$reader || exit 1; done
 
 clean: ## Remove what was built, but neither .venv nor runs
 	rm -rf build dist _proc _docs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['Form', 'FORMS', 'OBJECTIVE', 'ETA', 'bench_meta_gradient']
 
-# %% ../nbs/55_bench_gradient.ipynb #300bcb55
+# %% ../nbs/55_bench_gradient.ipynb #d09a69e9
 import multiprocessing
+import os
+import signal
 import statistics
 import tempfile
 import time
@@ -66,7 +68,7 @@ def _gradient(
         levels = val_levels(model, meta_loss.task, val, OBJECTIVE)
         return meta_gradient_by_double_backward(*given, levels, ETA, OBJECTIVE)
 
-# %% ../nbs/55_bench_gradient.ipynb #e9af60a0
+# %% ../nbs/55_bench_gradient.ipynb #2bc473a8
 def _peak_mb() -> float:
     "The most memory that this process has held, in MB"
     status = Path("/proc/self/status")
@@ -88,14 +90,15 @@ def _measure(form: Form, spec: ModelSpec, people: int, batches: int, batch_size:
     answer.put((seconds, _peak_mb()))
 
 
-def _in_a_process(*arguments) -> tuple[float, float]:
-    "Seconds and peak MB of one measurement"
+def _in_a_process(*arguments) -> tuple[float, float] | None:
+    "Seconds and peak MB of one measurement; None when the system killed it for want of memory"
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
     process = context.Process(target=_measure, args=(*arguments, answer))
     process.start()
     process.join()
-    if process.exitcode: raise RuntimeError(f"{arguments[0]} ended with exit code {process.exitcode}; is there enough memory?")
+    if process.exitcode == -signal.SIGKILL: return None
+    if process.exitcode: raise RuntimeError(f"{arguments[0]} ended with exit code {process.exitcode}")
     return answer.get()
 
 
@@ -108,23 +111,33 @@ def bench_meta_gradient(
     batch_size: int = 64,                # Pictures in each
     rounds: int = 3,                     # Medians are over so many
     outputs: int = 40,                   # Attributes
-) -> dict:                               # JSON-ready: seconds and peak_mb of each form, ratios, max_relative_difference
+    forms: tuple[Form, ...] = FORMS,     # Which to measure; ratios need two
+) -> dict:                               # JSON-ready: seconds and peak_mb of each form (None: out of memory), ratios, max_relative_difference
     "Time and memory of three forms of the same meta-gradient, measured in turn in fresh processes"
     spec = ModelSpec(arch, outputs, size, options={} if patch_size is None else dict(patch_size=patch_size))
-    found: dict[str, list[tuple[float, float]]] = {form: [] for form in FORMS}
+    found: dict[str, list[tuple[float, float] | None]] = {form: [] for form in FORMS}
     with tempfile.TemporaryDirectory() as folder:
         files = {form: f"{folder}/{form}.safetensors" for form in FORMS}
         for _ in range(rounds):
-            for form in FORMS: found[form].append(_in_a_process(form, spec, people, batches, batch_size, files[form]))
-        gradients = {form: read_tensors(file)[0] for form, file in files.items()}
-    median = {form: dict(seconds=statistics.median(s for s, _ in rows), peak_mb=statistics.median(m for _, m in rows))
-              for form, rows in found.items()}
-    ratio = lambda key, of, to: median[of][key] / median[to][key]
+            for form in forms:
+                if None not in found[form]: found[form].append(_in_a_process(form, spec, people, batches, batch_size, files[form]))
+        gradients = {form: read_tensors(file)[0] for form, file in files.items() if os.path.exists(file)}
+    median: dict[str, dict | None] = {form: None for form in FORMS}
+    for measured, rows in found.items():
+        done = [row for row in rows if row is not None]
+        if not done or None in rows: continue
+        median[measured] = {name: statistics.median(row[k] for row in done) for k, name in enumerate(("seconds", "peak_mb"))}
+
+    def ratio(key: str, of: str, to: str) -> float | None:
+        one, other = median[of], median[to]
+        return one[key] / other[key] if one and other else None
+
+    apart = [_apart(gradients["forward_mode"], gradients[form]) for form in FORMS[:2] if {form, "forward_mode"} <= gradients.keys()]
     return dict(
         **median, speedup=ratio("seconds", "reference", "forward_mode"), memory_ratio=ratio("peak_mb", "forward_mode", "reference"),
         speedup_over_careful=ratio("seconds", "double_backward", "forward_mode"),
         memory_ratio_to_careful=ratio("peak_mb", "forward_mode", "double_backward"),
-        max_relative_difference=max(_apart(gradients["forward_mode"], gradients[form]) for form in FORMS[:2]))
+        max_relative_difference=max(apart, default=None))
 
 
 def _apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

@@ -401,7 +401,7 @@ def bench_loaders_command(
     from one_shui.bench import bench_loaders
     typer.echo(json.dumps({name: round(float(value), 4) for name, value in bench_loaders(root, size, rounds).items()}))
 
-# %% ../nbs/52_cli.ipynb #4705b8b0
+# %% ../nbs/52_cli.ipynb #50c8426b
 @bench.command(name="meta-gradient", epilog="Examples:\n\n`one-shui bench meta-gradient --size 64 --patch-size 8`\n\n"
                "`one-shui bench meta-gradient --arch vit_base_patch16_224 --size 224 --people 8 --batches 1 --batch-size 16`")
 def bench_meta_gradient_command(
@@ -412,12 +412,16 @@ def bench_meta_gradient_command(
     batches: Annotated[int, typer.Option(help="Forget batches, and as many of val.")] = 4,
     batch_size: Annotated[int, typer.Option(help="Pictures a batch.")] = 64,
     rounds: Annotated[int, typer.Option(help="Medians are over so many rounds.")] = 3,
+    form: Annotated[Optional[list[str]], typer.Option(help="Only this form, as often as needed; default: all three.")] = None,
 ):
     "Time and memory of MetaUnlearn's meta-gradient: double backward, the same with care, forward mode."
-    from one_shui.bench_gradient import bench_meta_gradient
+    from one_shui.bench_gradient import FORMS, bench_meta_gradient
     from one_shui.models import ModelSpec, check_spec
+    from one_shui.task import check_choice
     check_spec(ModelSpec(arch, 1, size, options={} if patch_size is None else dict(patch_size=patch_size)))
-    typer.echo(json.dumps(bench_meta_gradient(arch, size, patch_size, people, batches, batch_size, rounds)))
+    for one in form or (): check_choice("--form", one, FORMS)
+    forms = tuple(form) if form else FORMS
+    typer.echo(json.dumps(bench_meta_gradient(arch, size, patch_size, people, batches, batch_size, rounds, forms=forms)))  # type: ignore[arg-type]
 
 # %% ../nbs/52_cli.ipynb #4964cf46
 @bench.command(name="rmia", epilog="Example:\n\n`one-shui bench rmia --targets 200000 --population 40000`")

@@ -61,7 +61,7 @@ def keys_and_gaps(
     keys[:k], gaps[:k] = s[:k, None] * v[:k] / scale, u[:, :k].T @ excess / scale
     return keys, gaps
 
-# %% ../nbs/42_key_edit.ipynb #e37347c8
+# %% ../nbs/42_key_edit.ipynb #f66e0113
 class Strength(NamedTuple):
     "How strongly to edit"
     ridge: float = .1     # λ, in units of the mean eigenvalue of C
@@ -73,7 +73,7 @@ def head_edit(
     covariance: Tensor,   # (features, features), C
     keys: Tensor,         # (k, features)
     gaps: Tensor,         # (k, classes)
-    people: int,          # How many people the keys are of
+    people: int,          # n: how many people a rehearsed request had, so that one who asks alone isn't edited harder
     strength: Strength,   # How strongly
 ) -> Tensor:              # (classes, features), to be subtracted from the last layer's weight
     "The closed form above"
@@ -98,7 +98,7 @@ class _Rehearsal:
         "Simulated ToW after an edit"
         return tug_of_war(self._scores(change), self.wanted)
 
-# %% ../nbs/42_key_edit.ipynb #4ca9af51
+# %% ../nbs/42_key_edit.ipynb #2f0e1203
 @dataclass
 class KeyEdit(Unlearner):
     "Edit the last layer along a person's features"
@@ -133,7 +133,7 @@ class KeyEdit(Unlearner):
             kept |= dict(zip(("keys", "gaps"), (torch.stack(t).half() for t in stored), strict=True))
         rehearsals = []
         for played in play_requests(train, self.n_forget, self.rehearsals, self.seed):
-            asked = _asked(kept, people, views(model, played.support), played.support.identities)
+            asked = *_asked(kept, people, views(model, played.support), played.support.identities), self.n_forget
             rehearsals.append((self._judge(head, train, val, seen, unseen, played), asked))
         tried = []
         for strength in self._strengths():
@@ -144,7 +144,7 @@ class KeyEdit(Unlearner):
     def unlearn(self, model: nn.Module, artifact: Artifact, handover) -> nn.Module:
         "One matrix is changed"
         head, facts = _head(model), artifact.facts
-        asked = _asked(artifact.tensors, facts["people"], views(model, handover.support), handover.support.identities)
+        asked = *_asked(artifact.tensors, facts["people"], views(model, handover.support), handover.support.identities), self.n_forget
         strength = Strength(*(facts["chosen"][name] for name in Strength._fields))
         with torch.no_grad(): head.weight -= head_edit(artifact.tensors["covariance"], *asked, strength).to(head.weight)
         return model
@@ -162,8 +162,8 @@ class KeyEdit(Unlearner):
                           test=(unseen.features[some], val.targets[some]))
 
 
-def _asked(kept: dict[str, Tensor], people: list[str], seen: Views, identities: np.ndarray) -> tuple[Tensor, Tensor, int]:
-    "Keys, gaps and number of those who ask: what was kept of them, or else what their portraits say"
+def _asked(kept: dict[str, Tensor], people: list[str], seen: Views, identities: np.ndarray) -> tuple[Tensor, Tensor]:
+    "Keys and gaps of those who ask: what was kept of them, or else what their portraits say"
     row, keys, gaps = {person: k for k, person in enumerate(people)}, [], []
     for person in dict.fromkeys(identities):
         if person in row: found = kept["keys"][row[person]].float(), kept["gaps"][row[person]].float()
@@ -173,7 +173,7 @@ def _asked(kept: dict[str, Tensor], people: list[str], seen: Views, identities: 
             found = seen.features[theirs] / share, (seen.truth[theirs] - kept["prior"]) * kept["gap"] / share
         keys.append(found[0])
         gaps.append(found[1])
-    return torch.cat(keys), torch.cat(gaps), len(keys)
+    return torch.cat(keys), torch.cat(gaps)
 
 
 def _head(model: nn.Module) -> nn.Linear:

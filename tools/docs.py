@@ -2,12 +2,17 @@
 
 Everything in the site loads without a network. `make docs` runs this.
 """
+import hashlib
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 import vl_convert
@@ -17,7 +22,11 @@ from execnb.shell import CaptureShell
 from nbdev.config import get_config
 
 ROOT = Path(__file__).parent.parent
-BUILD, PAGES, SITE = ROOT / "build/nbs", ROOT / "build/pages", ROOT / "_docs"
+BUILD, KEPT, PAGES, SITE = ROOT / "build/nbs", ROOT / "build/executed", ROOT / "build/pages", ROOT / "_docs"
+VERSION = 1  # Of how notebooks are run; another number runs them all again
+
+LEARNING = """five_minutes own_faces deletion_request read_the_scores could_anyone_tell add_a_method why_hard unlike_photo why_keys
+how_many wrong_size inputs_and_terms person_by_person the_attack_as_defined reproduce_a_table differences""".split()
 
 CONF = '''
 project, author, root_doc = "one_shui", "the one_shui developers", "index"
@@ -27,6 +36,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath", "deflist"]
 nb_execution_mode = "off"
 html_static_path, html_css_files, html_js_files = ["_static"], ["site.css"], ["vega.js", "charts.js"]
 html_show_sourcelink = False
+html_extra_path = ["_extra"]
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]
 '''
 CHARTS = '''
@@ -49,18 +59,48 @@ div.chart { overflow-x: auto; }
 '''
 
 
+def digest(file: Path) -> str:
+    "16 hex digits over a notebook's cells and what runs them; the package's other modules are left out on purpose"
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]]
+    return hashlib.sha256(json.dumps([cells, (ROOT / "constraints.txt").read_text(), VERSION]).encode()).hexdigest()[:16]
+
+
+def execute_one(file: Path, kept: Path) -> tuple[str, float]:
+    "Run a notebook and keep it with its outputs; charts as Vega-Lite"
+    started, flags = time.perf_counter(), [f"#| {flag}" for flag in (*get_config().tst_flags.split(), "eval: false")]
+    os.chdir(file.parent)
+    notebook, shell = read_nb(file), CaptureShell(file)
+    shell.run("import altair; altair.renderers.enable('mimetype')")
+    shell.run_all(notebook, exc_stop=True, preproc=lambda cell: any(flag in cell.source for flag in flags))
+    write_nb(notebook, partial := kept.with_suffix(f".{os.getpid()}"))
+    os.replace(partial, kept)
+    return file.name, time.perf_counter() - started
+
+
 def execute() -> None:
-    "Run every notebook into build/nbs with its outputs; charts as Vega-Lite"
+    """Every notebook with its outputs into build/nbs. What was run before is taken from build/executed, unless its cells changed;
+    after a change of one module, only its own notebook runs again (`make clean docs` runs them all).
+    """
     shutil.rmtree(BUILD, ignore_errors=True)
     shutil.copytree(ROOT / "nbs", BUILD, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "runs"))
-    skipped = get_config().tst_flags.split()
-    for file in sorted(BUILD.rglob("*.ipynb")):
-        print(f"running {file.name}", flush=True)
-        notebook, shell = read_nb(file), CaptureShell(file)
-        shell.run("import altair; altair.renderers.enable('mimetype')")
-        flags = [f"#| {flag}" for flag in (*skipped, "eval: false")]
-        shell.run_all(notebook, exc_stop=True, preproc=lambda cell, flags=flags: any(flag in cell.source for flag in flags))
-        write_nb(notebook, file)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    kept = {file: KEPT / f"{file.stem}-{digest(file)}.ipynb" for file in sorted(BUILD.rglob("*.ipynb"))}
+    todo = [file for file, copy in kept.items() if not copy.exists()]
+    print(f"running {len(todo)} of {len(kept)} notebooks", flush=True)
+    first = sorted(todo, key=lambda file: -max((seconds for name, seconds in timings().items() if name == file.name), default=99.))
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        found = timings()
+        for done in as_completed([pool.submit(execute_one, file, kept[file]) for file in first]):
+            name, seconds = done.result()
+            found[name] = round(seconds, 1)
+            print(f"{name}: {seconds:.0f} s", flush=True)
+    (KEPT / "seconds.json").write_text(json.dumps(found, indent=1, sort_keys=True))
+    for file, copy in kept.items(): shutil.copyfile(copy, file)
+
+
+def timings() -> dict[str, float]:
+    "How long notebooks took last time"
+    return json.loads((KEPT / "seconds.json").read_text()) if (KEPT / "seconds.json").exists() else {}
 
 
 def process() -> None:
@@ -116,18 +156,35 @@ def own_links(text: str) -> str:
     return re.sub(r"\]\((?:\.\./|tutorials/)?(?:\d\d_)?(\w+)\.ipynb", r"](\1.ipynb", "".join(parts))
 
 
+def badges(file: Path, page: str) -> list[dict]:
+    "Links to the notebook's source and to Colab, once the project has a public address on GitHub"
+    home = get_config().git_url
+    if not home or "github.com/" not in home: return []
+    path = f"blob/{get_config().branch}/nbs/{file.relative_to(ROOT / '_proc')}"
+    text = f"[Source]({home}/{path}) · [Open in Colab](https://colab.research.google.com/github/{home.split('github.com/')[1]}/{path})"
+    return [dict(cell_type="markdown", metadata={}, id=f"{page}-badges", source=text)]
+
+
 def pages() -> None:
     "Write the pages, the table of contents and the static files"
     shutil.rmtree(PAGES, ignore_errors=True)
     (PAGES / "_static").mkdir(parents=True)
-    names: dict[str, list[str]] = {"Library": [], "Tutorials": []}
+    names: dict[str, list[str]] = {"Tutorials": [], "Library": []}
+    said: dict[str, str] = {}
     for file in sorted((ROOT / "_proc").rglob("*.ipynb")):
         notebook, page = json.loads(file.read_text(encoding="utf-8")), re.sub(r"^\d\d_", "", file.stem)
         cells = [page_cell(cell, page, number) for number, cell in enumerate(notebook["cells"])]
         notebook["cells"] = [dict(cell, id=f"{page}-{k}") for k, cell in enumerate(cells) if cell is not None]
+        said[page] = re.sub(r"[#*\n]+", " ", "".join(notebook["cells"][0]["source"])).strip() if notebook["cells"] else ""
+        notebook["cells"][1:1] = badges(file, page)
         if page != "index": names["Tutorials" if file.parent.name == "tutorials" else "Library"].append(page)
         if page == "index": index = notebook
         else: (PAGES / f"{page}.ipynb").write_text(json.dumps(dict(notebook, nbformat_minor=5)), encoding="utf-8")
+    names["Tutorials"].sort(key=lambda page: LEARNING.index(page) if page in LEARNING else len(LEARNING))
+    lines = [f"## {caption}\n" + "\n".join(f"- [{page}]({page}.html): {said[page]}" for page in of) for caption, of in names.items()]
+    (PAGES / "_extra").mkdir()
+    text = "\n\n".join(["# one_shui", f"> {get_config().description}", *lines])
+    (PAGES / "_extra" / "llms.txt").write_text(text + "\n", encoding="utf-8")
     contents = "\n\n".join(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n" + "\n".join(of) + "\n```" for caption, of in names.items())
     index["cells"].append(dict(cell_type="markdown", id="contents", metadata={}, source=contents))
     (PAGES / "index.ipynb").write_text(json.dumps(dict(index, nbformat_minor=5)), encoding="utf-8")

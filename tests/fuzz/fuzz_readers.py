@@ -1,0 +1,104 @@
+"""Feed spoiled files to every reader with atheris, guided by coverage. Anything but `BadInput` is a finding.
+
+    pip install atheris
+    python tests/fuzz/fuzz_readers.py READER -max_total_time=600 [CORPUS_FOLDER]
+
+READER is one of celeba, mufac, own, receipt, ledger, requests, description, model, artifact, answers, splits, photo.
+"""
+import json
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["one_shui"]):
+    from one_shui.answers import Answers
+    from one_shui.faces import read_celeba, read_mufac, read_own
+    from one_shui.ledger import Ledger, check_receipt, read_receipt
+    from one_shui.models import load_model
+    from one_shui.own_model import read_description
+    from one_shui.photos import read_photo
+    from one_shui.request import read_requests
+    from one_shui.splits import load_splits, make_splits, save_splits
+    from one_shui.task import BadInput
+    from one_shui.toy import toy_faces
+    from one_shui.unlearn import Artifact
+
+FOLDER = Path(tempfile.mkdtemp())
+FACES = toy_faces(n_people=12, n_photos=3, size=8)
+
+
+def dataset(name: str, files: dict[str, bytes], read, spoiled: str):
+    "A reader of a dataset's folder in which one file is spoiled"
+    (folder := FOLDER / name).mkdir(exist_ok=True)
+    for file, content in files.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(content)
+    def attempt(data: bytes):
+        (folder / spoiled).write_bytes(data)
+        read(FOLDER)
+    return attempt
+
+
+def single(suffix: str, read):
+    "A reader of one file"
+    def attempt(data: bytes):
+        (file := FOLDER / f"spoiled{suffix}").write_bytes(data)
+        read(file)
+    return attempt
+
+
+READERS = {
+    "celeba": lambda: dataset("celeba", {"img_align_celeba/000001.jpg": b"", "identity_CelebA.txt": b"000001.jpg 1\n"}, read_celeba,
+                              "list_attr_celeba.txt"),
+    "mufac": lambda: dataset("mufac", {"train_images/1.jpg": b"", "custom_val_dataset.csv": b"family_id,person_id,age_class,image_path\n",
+                                       "custom_test_dataset.csv": b"family_id,person_id,age_class,image_path\n"}, read_mufac,
+                             "custom_train_dataset.csv"),
+    "own": lambda: dataset("own", {"a.jpg": b""}, lambda root: read_own(root / "own"), "labels.csv"),
+    "receipt": lambda: single(".json", lambda file: check_receipt(read_receipt(file), b"0123456789abcdef", after=file)),
+    "ledger": lambda: single(".jsonl", Ledger.read),
+    "requests": lambda: single(".csv", read_requests),
+    "description": lambda: single(".yaml", read_description),
+    "model": lambda: single(".safetensors", load_model),
+    "artifact": lambda: single(".safetensors", Artifact.load),
+    "answers": lambda: single(".parquet", Answers.load),
+    "splits": lambda: single(".json", lambda file: load_splits(file, FACES)),
+    "photo": lambda: single(".jpg", lambda file: read_photo(file, 16)),
+}
+SEEDS = {
+    "celeba": b"1\nSmiling Young\n000001.jpg 1 -1\n",
+    "mufac": b"family_id,person_id,age_class,image_path\n1,1,3,1.jpg\n",
+    "own": b"path,identity,Smiling\na.jpg,1,1\n",
+    "receipt": json.dumps(dict(request="a", signature=dict(kind="hmac-sha256", value="00"), model=dict(after=dict(sha256="x")))).encode(),
+    "requests": b"photo,identity,labels\na.jpg,1,Smiling\n",
+    "description": b"arch: resnet18\nclasses: [a]\nsize: 32\nmean: [0, 0, 0]\n",
+}
+
+
+def main() -> None:
+    "Fuzz one reader"
+    attempt = READERS[sys.argv.pop(1)]()
+    warnings.simplefilter("ignore")
+
+    def once(data: bytes) -> None:
+        try: attempt(data)
+        except BadInput: pass
+
+    atheris.Setup(sys.argv, once)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in READERS: sys.exit(__doc__)
+    corpus = next((Path(word) for word in sys.argv[2:] if not word.startswith("-")), None)
+    if corpus is not None and name in SEEDS:
+        corpus.mkdir(parents=True, exist_ok=True)
+        (corpus / "seed").write_bytes(SEEDS[name])
+    if name == "splits" and corpus is not None:
+        corpus.mkdir(parents=True, exist_ok=True)
+        save_splits(make_splits(FACES, 2), os.path.join(corpus, "seed"))
+    main()
