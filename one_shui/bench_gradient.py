@@ -68,7 +68,7 @@ def _gradient(
         levels = val_levels(model, meta_loss.task, val, OBJECTIVE)
         return meta_gradient_by_double_backward(*given, levels, ETA, OBJECTIVE)
 
-# %% ../nbs/55_bench_gradient.ipynb #2bc473a8
+# %% ../nbs/55_bench_gradient.ipynb #00403f5e
 def _peak_mb() -> float:
     "The most memory that this process has held, in MB"
     status = Path("/proc/self/status")
@@ -112,7 +112,7 @@ def bench_meta_gradient(
     rounds: int = 3,                     # Medians are over so many
     outputs: int = 40,                   # Attributes
     forms: tuple[Form, ...] = FORMS,     # Which to measure; ratios need two
-) -> dict:                               # JSON-ready: seconds and peak_mb of each form (None: out of memory), ratios, max_relative_difference
+) -> dict:                               # JSON-ready: seconds and peak_mb of each form (None: out of memory), ratios, differences
     "Time and memory of three forms of the same meta-gradient, measured in turn in fresh processes"
     spec = ModelSpec(arch, outputs, size, options={} if patch_size is None else dict(patch_size=patch_size))
     found: dict[str, list[tuple[float, float] | None]] = {form: [] for form in FORMS}

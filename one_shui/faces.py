@@ -83,7 +83,7 @@ def _read_attributes(
         raise BadInput(f"{file}, line {row + 3}: {names[column]} is {values.iat[row, column]}, expected -1 or 1")
     return pd.concat([table[["path"]], numbers.gt(0).astype(np.uint8)], axis=1), names
 
-# %% ../nbs/02_faces.ipynb #3c3d7ddd
+# %% ../nbs/02_faces.ipynb #67389b83
 def _keep_present(
     table: pd.DataFrame,  # With a column `path`, relative to `root`
     root: Path,           # The dataset's folder
@@ -98,7 +98,8 @@ def _keep_present(
             there.add(f"{folder}/{entry.name}" if folder else entry.name)
     kept = table[table["path"].isin(there)].reset_index(drop=True)
     if kept.empty:
-        raise BadInput(f"none of the {len(table)} pictures listed is in {root}, e.g. {root / table['path'].iloc[0]}")
+        why = f"none of the {len(table)} pictures listed is there, e.g. {table['path'].iloc[0]}" if len(table) else "no picture is listed"
+        raise BadInput(f"nothing to read in {root}: {why}")
     if missing := len(table) - len(kept):
         first = table.loc[~table["path"].isin(there), "path"].iloc[0]
         warnings.warn(f"{missing} of {len(table)} pictures listed aren't in {root}, the first is {first}; left out", stacklevel=3)

@@ -6,7 +6,8 @@
 __all__ = ['Moved', 'Losses', 'MetaLoss', 'moved_parameters', 'Support', 'unlearning_step', 'loss_sequence', 'Objective',
            'val_levels', 'MetaStep', 'meta_gradient', 'meta_gradient_by_double_backward']
 
-# %% ../nbs/40_metaloss.ipynb #138f6eae
+# %% ../nbs/40_metaloss.ipynb #51008a90
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .models import logits_and_features
 from .scores import task_score
 from .task import Batch, Task, multi_hot, task_loss
+from .unlearn import give_back
 
 # %% ../nbs/40_metaloss.ipynb #bc620a5d
 class _Residual(nn.Sequential):
@@ -179,7 +181,7 @@ class MetaStep(NamedTuple):
     meta_loss: float               # M before the first step
     unlearned: dict[str, Tensor]   # The moved parameters after the last
 
-# %% ../nbs/40_metaloss.ipynb #e161ed8c
+# %% ../nbs/40_metaloss.ipynb #ac28161d
 class _Outer(NamedTuple):
     "What A is computed from"
     task: Task
@@ -212,11 +214,13 @@ def _pull(outputs: _Outputs, after: dict[str, Tensor], outer: _Outer, share: sli
     "A and v, one pair of batches at a time"
     leaves, total = _leaves(after), 0.
     v: tuple[Tensor, ...] = ()
-    for weight, pair in list(outer.pairs())[share]:
+    for weight, pair in itertools.islice(outer.pairs(), share.start or 0, None, share.step or 1):
         apart = outer.apart(outputs, leaves, *pair) * weight
         gradient = torch.autograd.grad(apart, list(leaves.values()), allow_unused=True, materialize_grads=True)
         v = tuple(a.add_(g) for a, g in zip(v, gradient, strict=True)) if v else gradient
         total += apart.item()
+        del apart, gradient
+        give_back()  # freed in pieces, and so never quite reused: memory would creep up with the number of batches
     return total, v or tuple(torch.zeros_like(p) for p in leaves.values())
 
 # %% ../nbs/40_metaloss.ipynb #830012cc

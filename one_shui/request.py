@@ -102,7 +102,7 @@ def contents(artifact: Artifact) -> list[str]:
                     f"the rest {rest}")
     return said
 
-# %% ../nbs/62_request.ipynb #3d0aa062
+# %% ../nbs/62_request.ipynb #6661153c
 @dataclass(frozen=True)
 class Asked:
     "What one person sent"
@@ -113,7 +113,9 @@ class Asked:
 
 def _inside(place: Path, root: Path) -> Path:
     "The path, if it doesn't leave the folder"
-    if not place.resolve().is_relative_to(root.resolve()): raise BadInput(f"{place} leads out of {root}; keep the photos inside")
+    try: inside = place.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError) as error: raise BadInput(f"{str(place)!r} is no path: {error}") from error
+    if not inside: raise BadInput(f"{place} leads out of {root}; keep the photos inside")
     return place
 
 
@@ -128,8 +130,11 @@ def read_requests(
         asked = [Asked(name, tuple(_inside(p, source) for p in of)) for name, of in photos.items() if of]
         if not asked: raise BadInput(f"{source} holds no folder with photos; make one for each person who asks, named as in the dataset")
         return asked
-    try: table = pd.read_csv(source, dtype=str, keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas only warns of a value too many
+            table = pd.read_csv(source, dtype=str, keep_default_na=False, index_col=False)
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
         raise BadInput(f"can't read the requests in {source}: {error}; write a CSV with the columns photo, identity, labels") from error
     if missing := {"photo", "identity"} - set(table):
         raise BadInput(f"{source} has no column {sorted(missing)[0]}; its columns are {', '.join(table)}")

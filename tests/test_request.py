@@ -297,6 +297,22 @@ def test_a_header_names_no_code(tmp_path):
     with pytest.raises(BadInput): open_model(file)
 
 
+@pytest.mark.parametrize("reader, text", [
+    (read_requests, "photo,identity,ls\na.jpe,1,,SnSng\n"), (read_requests, "photo,identity\n\0.jpg,1\n"),
+    (lambda file: read_faces("own", file), "path,idnyetit,Smilingid"), (lambda file: read_faces("own", file), "path,identity,Smiling\n")])
+def test_what_the_fuzzers_found(tmp_path, reader, text):
+    "Each of these once ended in something else than one line"
+    (file := tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(BadInput): reader(file)
+
+
+def test_an_empty_list_of_attributes(tmp_path):
+    "Found by a fuzzer: a CelebA whose list of attributes names no picture"
+    folder = save_faces(toy_faces(n_people=2, n_photos=2, size=16), tmp_path, "celeba")
+    (folder / "list_attr_celeba.txt").write_text("1\nSmiling Young\n")
+    with pytest.raises(BadInput): read_faces("celeba", tmp_path)
+
+
 FUZZ = settings(max_examples=int(os.environ.get("ONE_SHUI_FUZZ", "60")), deadline=None,
                 suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 

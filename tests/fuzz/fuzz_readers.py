@@ -6,24 +6,26 @@
 READER is one of celeba, mufac, own, receipt, ledger, requests, description, model, artifact, answers, splits, photo.
 """
 import json
-import os
 import sys
 import tempfile
 import warnings
 from pathlib import Path
 
 import atheris
+import pandas as pd
+import torch
+from PIL import Image
 
 with atheris.instrument_imports(include=["one_shui"]):
     from one_shui.answers import Answers
     from one_shui.faces import read_celeba, read_mufac, read_own
     from one_shui.ledger import Ledger, check_receipt, read_receipt
-    from one_shui.models import load_model
+    from one_shui.models import ModelSpec, create_model, load_model, save_model
     from one_shui.own_model import read_description
     from one_shui.photos import read_photo
     from one_shui.request import read_requests
     from one_shui.splits import load_splits, make_splits, save_splits
-    from one_shui.task import BadInput
+    from one_shui.task import BadInput, Task
     from one_shui.toy import toy_faces
     from one_shui.unlearn import Artifact
 
@@ -78,6 +80,24 @@ SEEDS = {
 }
 
 
+def plant(name: str, seed: Path) -> None:
+    "A sound file to begin with"
+    if name in SEEDS: seed.write_bytes(SEEDS[name])
+    elif name == "splits": save_splits(make_splits(FACES, 2), seed)
+    elif name == "ledger":
+        seed.unlink(missing_ok=True)
+        ledger = Ledger.read(seed)
+        for event in ("started", "done"): ledger.append(event=event, request="a")
+    elif name == "photo": Image.fromarray(FACES.pictures[0]).save(seed, "JPEG")
+    elif name == "artifact": Artifact({"a": torch.zeros(2)}, {"method": "key_edit"}).save(seed)
+    elif name == "model":
+        spec = ModelSpec("small_cnn", 2, 16, options=dict(width=1))
+        save_model(create_model(spec), spec, seed, kind="multi-label", classes=["a", "b"])
+    elif name == "answers":
+        task = Task("multi-class", ("a", "b"))
+        Answers(task, pd.DataFrame(dict(set=["forget"], picture=[0], identity=["p"], target_0=[0], logit_0=[1.], logit_1=[0.]))).save(seed)
+
+
 def main() -> None:
     "Fuzz one reader"
     attempt = READERS[sys.argv.pop(1)]()
@@ -95,10 +115,7 @@ if __name__ == "__main__":
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in READERS: sys.exit(__doc__)
     corpus = next((Path(word) for word in sys.argv[2:] if not word.startswith("-")), None)
-    if corpus is not None and name in SEEDS:
+    if corpus is not None:
         corpus.mkdir(parents=True, exist_ok=True)
-        (corpus / "seed").write_bytes(SEEDS[name])
-    if name == "splits" and corpus is not None:
-        corpus.mkdir(parents=True, exist_ok=True)
-        save_splits(make_splits(FACES, 2), os.path.join(corpus, "seed"))
+        plant(name, corpus / "seed")
     main()
