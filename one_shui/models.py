@@ -151,7 +151,7 @@ def weights_digest(
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
-# %% ../nbs/10_models.ipynb #afa0abd2
+# %% ../nbs/10_models.ipynb #6370f99d
 def write_tensors(
     file: str | Path,            # Where to
     tensors: dict[str, Tensor],  # What
@@ -171,13 +171,14 @@ def read_tensors(
     try:
         with safe_open(file, "pt") as opened:
             header = json.loads((opened.metadata() or {})["one_shui"])
+            if not isinstance(header, dict): raise ValueError("its header holds no facts")
             return {name: opened.get_tensor(name) for name in opened.keys()}, header
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise BadInput(f"can't read {file}: {error}; is it cut short? delete it and run again") from error
     except KeyError:
         raise BadInput(f"{file} has no one_shui header; to start from other weights use --weights FILE") from None
 
-# %% ../nbs/10_models.ipynb #e4da14e1
+# %% ../nbs/10_models.ipynb #bb5baae0
 def save_model(
     model: nn.Module,   # Built from `spec`
     spec: ModelSpec,    # How to build it
@@ -203,13 +204,34 @@ def load_model(
     "Load a network; raises `BadInput` when the file is damaged or belongs to something else"
     state, header = read_tensors(file)
     if "spec" not in header: raise BadInput(f"{file} holds no network")
-    found = ModelSpec(**header["spec"])
+    found = _told_spec(header["spec"], file)
     if spec is not None and found != spec:
         raise BadInput(f"{file} holds another network: {found}, expected {spec}; use another folder")
     if splits is not None and header.get("splits") != splits:
         raise BadInput(f"{file} was trained on another split ({header.get('splits')}, this run uses {splits}); use another folder")
-    if weights_digest(state) != header["weights"]:
+    if weights_digest(state) != header.get("weights"):
         raise BadInput(f"{file} is damaged: its weights aren't those it was saved with; delete it")
+    _check_shapes(found, state, file)
     model = create_model(found)
     model.load_state_dict(state)
     return model.eval(), header
+
+
+def _told_spec(facts, file: str | Path) -> ModelSpec:
+    "The spec in a header; raises `BadInput` when it isn't one"
+    kinds: dict = dict(arch=str, n_outputs=int, size=int, seed=int, options=dict)
+    if not isinstance(facts, dict) or not all(name in kinds and isinstance(value, kinds[name]) for name, value in facts.items()):
+        raise BadInput(f"{file} is damaged: its header describes no network; delete it")
+    try: return ModelSpec(**facts)
+    except TypeError as error: raise BadInput(f"{file} is damaged: its header describes no network ({error}); delete it") from error
+
+
+def _check_shapes(spec: ModelSpec, state: dict[str, Tensor], file: str | Path) -> None:
+    "Raise `BadInput` when the described network doesn't fit the weights; nothing is allocated for it"
+    check_spec(spec)
+    try:
+        with torch.device("meta"): wanted = {name: t.shape for name, t in _build(spec).state_dict().items()}
+    except Exception as error:  # a constructor may raise anything for options that it doesn't know
+        raise BadInput(f"{file} is damaged: its network can't be built ({error}); delete it") from error
+    if wanted != {name: t.shape for name, t in state.items()}:
+        raise BadInput(f"{file} is damaged: its weights don't fit the network that its header describes; delete it")

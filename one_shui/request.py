@@ -33,7 +33,7 @@ from .task import BadInput, Task, picture_losses
 from .unlearn import Artifact, Unlearner, apply_method, find_method, prepare_method
 from .verdict import forget_gap, rf_jsd
 
-# %% ../nbs/62_request.ipynb #5fdfbc28
+# %% ../nbs/62_request.ipynb #ee80a9c3
 @dataclass(frozen=True)
 class Model:
     "A network with what is needed to use it"
@@ -60,7 +60,7 @@ def open_model(file: str | Path) -> Model:
     "A model of this package; raises `BadInput`"
     refuse_pickle(file)
     network, header = load_model(file)
-    if not header.get("classes") or not header.get("kind"):
+    if not isinstance(header.get("classes"), list) or not header["classes"] or header.get("kind") not in ("multi-label", "multi-class"):
         raise BadInput(f"{file} doesn't say what its outputs mean; describe the model in a YAML file (--describe)")
     return Model(network.to(default_device()), Task(header["kind"], tuple(header["classes"])), header["spec"]["size"], header, Path(file))
 
@@ -241,7 +241,7 @@ def check_pictures(
     if not len(others): raise BadInput(f"{source} holds only pictures of those who ask; add some of others, to see that they aren't harmed")
     return others, asked
 
-# %% ../nbs/62_request.ipynb #08edd262
+# %% ../nbs/62_request.ipynb #dd722026
 TOLERANCE = 5.  # Points that others may lose
 
 
@@ -273,8 +273,8 @@ def _method_of(artifact: Artifact | None, name: str | None, settings: dict, seed
             raise BadInput(f"{name} can't answer a request from photos alone: it needs {needed}")
         return kind(seed=seed, **settings)
     facts = artifact.facts
-    if "settings" not in facts: raise BadInput("this artifact wasn't made by one-shui prepare; make it again")
-    kind = find_method(facts["method"])
+    if not isinstance(facts.get("settings"), dict): raise BadInput("this artifact wasn't made by one-shui prepare; make it again")
+    kind = find_method(str(facts.get("method")))
     known = {f.name for f in fields(kind)}
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["settings"].items() if k in known}
     return kind(**given)

@@ -25,6 +25,7 @@ from one_shui.cli import main
 from one_shui.experiment import Config, run
 from one_shui.faces import read_faces, save_faces
 from one_shui.ledger import Ledger, check_receipt, file_digest, read_key, read_receipt
+from one_shui.models import weights_digest
 from one_shui.own_model import open_any, read_description
 from one_shui.photos import opencv_faces, read_photo
 from one_shui.request import Asked, Options, answer_request, open_model, read_requests
@@ -304,6 +305,17 @@ def test_what_the_fuzzers_found(tmp_path, reader, text):
     "Each of these once ended in something else than one line"
     (file := tmp_path / "labels.csv").write_text(text)
     with pytest.raises(BadInput): reader(file)
+
+
+@pytest.mark.parametrize("header", [
+    "[1]", '{"spec": ', '{"spec": 3}', '{"spec": {"arch": "small_cnn", "n_outputs": 2, "opqions": {}}}', '{"spec": {"arch": "small_cnn"}}',
+    '{"spec": {"arch": "small_cnn", "n_outputs": 2, "options": {"width": 1000000000}}, "weights": "WEIGHTS"}',
+    '{"spec": {"arch": "small_cnn", "n_outputs": 2, "options": {"depth": 2}}, "weights": "WEIGHTS"}'])
+def test_headers_that_describe_no_network(tmp_path, header):
+    "Found by a fuzzer: headers that aren't JSON, or describe another network, or one that is too large to build"
+    state = {"a": torch.zeros(1)}
+    save_file(state, file := tmp_path / "m.safetensors", {"one_shui": header.replace("WEIGHTS", weights_digest(state))})
+    with pytest.raises(BadInput): open_model(file)
 
 
 def test_an_empty_list_of_attributes(tmp_path):
