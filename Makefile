@@ -4,10 +4,10 @@ BIN := .venv/bin
 TEST := OMP_NUM_THREADS=1 $(BIN)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help venv demo test check prepare lab docs fuzz clean
+.PHONY: help venv demo test check prepare lab docs test-site fuzz clean
 
 help: ## List the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
 venv: .venv/dev ## Make .venv with the package and everything for development
 
@@ -49,6 +49,10 @@ lab: .venv/dev ## Open the notebooks in JupyterLab
 docs: .venv/dev ## Build the documentation site into _docs
 	@$(PIP) -e ".[docs]"
 	$(BIN)/python tools/docs.py
+
+test-site: .venv/dev ## Open every page of the built site in Chromium, without a network (after make docs)
+	@$(PIP) playwright axe-playwright-python
+	$(BIN)/pytest tests/site
 
 fuzz: .venv/dev ## Spoil files and feed them to every reader, ten minutes each with hypothesis and atheris
 	ONE_SHUI_FUZZ=4000 ONE_SHUI_KILLS=100 $(BIN)/pytest tests/test_request.py -k "spoiled or killed"
