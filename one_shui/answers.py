@@ -98,14 +98,14 @@ class Answers:
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise BadInput(f"can't read answers from {file}: {type(error).__name__}; run the method again") from error
 
-# %% ../nbs/26_answers.ipynb #f26737ad
+# %% ../nbs/26_answers.ipynb #056fe175
 def describe(
     answers: Answers,                 # Of the network, on retain, forget, val and test
     original: Answers | None = None,  # Of the network before; None: no RF-JSD
     draws: int = 200,                 # Bootstrap samples for intervals
     seed: int = 0,                    # Of the samples, and of the blind attack
 ) -> pd.DataFrame:                    # Columns split, metric, value (percent, nats or points), low, high (nan where there is no interval)
-    "What the answers of one network say"
+    "What the answers of one network say; what small sets can't tell is left out"
     task, found, parts = answers.task, [], {name: answers.part(name) for name in ("retain", "forget", "val", "test")}
     for name, part in parts.items():
         low, high = score_interval(task, part.logits, part.targets, part.identities, draws, seed=seed)
@@ -120,6 +120,7 @@ def describe(
     if original is not None:
         before = original.part("val")
         found.append(("forget", "RF-JSD", rf_jsd(task, forget.logits, forget.targets, before.logits, before.targets)))
+    found = [row for row in found if np.isfinite(row[2])]
     return pd.DataFrame([(*row, *[float("nan")] * (5 - len(row))) for row in found], columns=["split", "metric", "value", "low", "high"])
 
 

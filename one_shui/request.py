@@ -191,7 +191,7 @@ def _as_target(task: Task, labels: tuple[str, ...]) -> np.ndarray:
     if len(labels) != 1: raise BadInput(f"a photo has one of {', '.join(task.classes)}, not {len(labels)} ({', '.join(labels)})")
     return np.array(task.classes.index(labels[0]))
 
-# %% ../nbs/62_request.ipynb #bde1ddc8
+# %% ../nbs/62_request.ipynb #1c6fc082
 def compare_models(
     task: Task,
     before: nn.Module,
@@ -221,7 +221,7 @@ def compare_models(
             losses = (picture_losses(task, logits, s.targets) for logits, s in ((ours, asking), (theirs, strangers)))
             found[f"threshold attack AUC {when}"] = 100 * threshold_attack(*losses).auc
         found["RF-JSD after"] = rf_jsd(task, ask(after, asking), asking.targets, ask(before, strangers), strangers.targets)
-    return {name: round(float(value), 4) for name, value in found.items()}
+    return {name: round(float(value), 4) for name, value in found.items() if np.isfinite(value)}
 
 
 def check_pictures(

@@ -38,7 +38,8 @@ def test_run_and_run_again(tmp_path):
     assert first.returncode == 0, first.stderr
     assert "Traceback" not in first.stderr
     rows = pd.read_csv(tmp_path / "run/results.csv")
-    assert list(rows) == ["dataset", "arch", "n_forget", "seed", "method", "access", "split", "metric", "value", "seconds", "settings"]
+    assert list(rows) == ["dataset", "arch", "n_forget", "seed", "method", "access", "split", "metric", "value", "low", "high",
+                          "seconds", "settings"]
     assert set(rows["method"]) == {"original", "retrain", "metaunlearn"}
     for name in ("splits.json", "original.safetensors", "retrain.safetensors", "metaunlearn.safetensors", "report.html"):
         assert (tmp_path / "run" / name).stat().st_size > 0, name

@@ -198,33 +198,45 @@ def test_a_stranger_is_said_to_be_one(desk):
     assert any("aren't among those whom the artifact was prepared with" in text for text in made.receipt["what_was_done"])
 
 
-def test_two_requests_at_once_take_turns(desk):
-    photos = sorted((desk / "inbox").glob("*.jpg"))[:2]
-    def one(k):
-        answer_request(open_model(desk / "model.safetensors"), [Asked(photos[k].stem, (photos[k],))], desk / f"out-{k}.safetensors",
-                       desk / "artifact.safetensors")
-    both = [multiprocessing.get_context("fork").Process(target=one, args=(k,)) for k in range(2)]
-    for process in both: process.start()
+def answer_one(desk, photo, out):
+    answer_request(open_model(desk / "model.safetensors"), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors")
+
+
+@pytest.fixture
+def clean_process():
+    "Makes processes that have imported everything and hold no thread of this one"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["one_shui.request", "one_shui.experiment", "one_shui.own_model", "one_shui.cli", "hypothesis", "pytest"])
+    def start(target, *arguments):
+        process = context.Process(target=target, args=arguments, daemon=True)
+        process.start()
+        return process
+    return start
+
+
+def test_two_requests_at_once_take_turns(desk, clean_process):
+    both = [clean_process(answer_one, desk, photo, f"out-{photo.stem}.safetensors") for photo in sorted((desk / "inbox").glob("*.jpg"))[:2]]
     for process in both: process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
     lines = Ledger.read(desk / "model.safetensors.ledger.jsonl").lines
     assert [line["event"] for line in lines] == ["started", "done"] * 2
     assert lines[0]["request"] == lines[1]["request"] != lines[2]["request"] == lines[3]["request"]
 
 
-def test_killed_at_any_moment(desk):
+def test_killed_at_any_moment(desk, clean_process):
     "After a kill either nothing was done, or everything; the same request then ends with the same weights"
-    torch.set_num_threads(1)
     shutil.copytree(desk, whole := desk.parent / f"{desk.name}-whole")
-    started, context = time.perf_counter(), multiprocessing.get_context("fork")
-    (process := context.Process(target=answer, args=(whole,))).start()
-    process.join()
+    shutil.copytree(desk, first := desk.parent / f"{desk.name}-first")
+    clean_process(answer, first).join()  # the server imports before its first process
+    started = time.perf_counter()
+    clean_process(answer, whole).join()
     seconds, rng, seen = time.perf_counter() - started, random.Random(0), set()
     expected = open_model(whole / "model-2.safetensors").weights
     sound = file_digest(desk / "model.safetensors")
     for k in range(KILLS):
         for file in desk.glob("model-2*"): file.unlink()
         for file in desk.glob("*.jsonl"): file.unlink()
-        (process := context.Process(target=answer, args=(desk,))).start()
+        process = clean_process(answer, desk)
         time.sleep(rng.uniform(.2, 1.2) * seconds)
         if process.pid and process.is_alive(): os.kill(process.pid, signal.SIGKILL)
         process.join()
