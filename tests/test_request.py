@@ -206,7 +206,7 @@ def answer_one(desk, photo, out):
 def clean_process():
     "Makes processes that have imported everything and hold no thread of this one"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["one_shui.request", "one_shui.experiment", "one_shui.own_model", "one_shui.cli", "hypothesis", "pytest"])
+    context.set_forkserver_preload(["one_shui.request", "one_shui.experiment", "one_shui.own_model", "one_shui.cli", "hypothesis"])
     def start(target, *arguments):
         process = context.Process(target=target, args=arguments, daemon=True)
         process.start()
