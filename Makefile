@@ -32,7 +32,7 @@ demo: .venv/demo ## Watch a network forget 20 drawn people (two minutes)
 test: .venv/dev ## Run every notebook's cells, then tests/
 	@test "$$(ls nbs/*.ipynb | wc -l)" -ge 10 || { echo "nbs/ has lost its notebooks"; exit 1; }
 	$(TEST)/nbdev_test --timing --n_workers 2
-	$(BIN)/pytest
+	$(TEST)/pytest -n 2 --dist worksteal
 
 check: .venv/dev ## Is everything generated up to date, well formed, typed?
 	$(BIN)/python tools/drift.py
