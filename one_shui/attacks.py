@@ -105,7 +105,7 @@ def threshold_attack(
     sets = _checked(forget=forget, test=test)
     return roc(-sets["forget"], -sets["test"])
 
-# %% ../nbs/21_attacks.ipynb #00cf1fb4
+# %% ../nbs/21_attacks.ipynb #76a947ca
 @dataclass(frozen=True)
 class LossAttack:
     "What an attack on losses found"
@@ -124,12 +124,17 @@ def loss_attack(
     best = LossAttack(float("nan"), -1.)
     for trees in (20, 50, 100):
         for criterion in ("gini", "entropy"):
-            forest = RandomForestClassifier(trees, criterion=criterion, random_state=0, n_jobs=-1).fit(*seen)
+            forest = RandomForestClassifier(trees, criterion=criterion, random_state=0, n_jobs=_workers(seen)).fit(*seen)
             out = float((forest.predict(columns["forget"]) == 0).mean())
             if out > best.judged_out:
                 member = forest.predict_proba(judged)[:, 1]
                 best = LossAttack(roc(member[:len(columns["forget"])], member[len(columns["forget"]):]).auc, out)
     return best
+
+
+def _workers(seen) -> int | None:
+    "Threads for a forest: those of all cores, or one where dealing out the work takes longer than the work"
+    return -1 if len(seen[1]) > 10_000 else None
 
 
 def _columns(retain, val, forget, test) -> tuple[dict, tuple, np.ndarray]:
@@ -139,7 +144,7 @@ def _columns(retain, val, forget, test) -> tuple[dict, tuple, np.ndarray]:
     seen = np.concatenate([columns["retain"], columns["val"]]), np.repeat([1, 0], [len(columns["retain"]), len(columns["val"])])
     return columns, seen, np.concatenate([columns["forget"], columns["test"]])
 
-# %% ../nbs/21_attacks.ipynb #2b48431e
+# %% ../nbs/21_attacks.ipynb #e11c18ab
 def blind_loss_attack(
     retain: Tensor, val: Tensor, forget: Tensor, test: Tensor,  # As for `loss_attack`
     seed: int = 0,  # Of forests and folds
@@ -147,7 +152,7 @@ def blind_loss_attack(
     "The loss attack with its forest chosen on retain and val alone; raises `BadInput` for fewer than 5 pictures in one of them"
     _checked(5, retain=retain, val=val)
     columns, seen, judged = _columns(retain, val, forget, test)
-    forests = [RandomForestClassifier(50, min_samples_leaf=leaf, class_weight="balanced", random_state=seed, n_jobs=-1)
+    forests = [RandomForestClassifier(50, min_samples_leaf=leaf, class_weight="balanced", random_state=seed, n_jobs=_workers(seen))
                for leaf in (1, 5, 25, 100)]
     chosen = max(forests, key=lambda forest: cross_val_score(forest, *seen, cv=5, scoring="roc_auc").mean()).fit(*seen)
     member, n = chosen.predict_proba(judged)[:, 1], len(columns["forget"])

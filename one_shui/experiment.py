@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'SETS', 'TOLERANCE', 'Say', 'Config', 'make_method', 'settings_from', 'check_config', 'open_folder',
            'keep_config', 'Pictures', 'decode_pictures', 'load_pictures', 'ask', 'add_tow', 'original_network',
-           'forget', 'stored_answers', 'rescore', 'run', 'load_run', 'load_network', 'try_methods']
+           'ready_method', 'prepare_once', 'apply_and_keep', 'forget', 'stored_answers', 'rescore', 'method_rows',
+           'run', 'load_run', 'load_network', 'try_methods']
 
 # %% ../nbs/50_experiment.ipynb #de693f12
 import json
@@ -269,7 +270,56 @@ def original_network(
     save_model(network, spec, file, splits=digest, **task_facts(pictures.faces.task), method="original")
     return network, spec
 
-# %% ../nbs/50_experiment.ipynb #540087a0
+# %% ../nbs/50_experiment.ipynb #5a2f59b9
+def ready_method(
+    config: Config,        # The run
+    folder: Path,          # Where a long training or preparation keeps how far it came
+    name: str,             # Of the method
+    spec: ModelSpec,       # How the original was built
+    progress: bool = False,  # Show progress
+) -> Unlearner:
+    "A method with its settings, and with all that only a run can give: how to train, a bar, a checkpoint"
+    method = make_method(config, name)
+    if hasattr(method, "train_on"): method.train_on = lambda retain, val: _train(config, folder, name, spec, retain, val, progress)
+    if hasattr(method, "progress"): method.progress = progress
+    if hasattr(method, "checkpoint"): method.checkpoint = folder / f"{name}.partial"
+    return method
+
+
+def prepare_once(
+    method: Unlearner,     # Which
+    file: Path,            # Its artifact
+    original: nn.Module,   # The network
+    pictures: Pictures,    # The run's sets
+) -> Prepared:
+    "A method's artifact: from its file, or made and saved there"
+    if method.needs != "statistics": return prepare_method(method, original, pictures.train, pictures.val)
+    if file.exists():
+        artifact = Artifact.load(file)
+        if artifact.facts.get("weights") == weights_digest(original.state_dict()): return Prepared(artifact, Cost(**artifact.facts["cost"]))
+    prepared = prepare_method(method, original, pictures.train, pictures.val)
+    prepared.artifact.facts["cost"] = asdict(prepared.cost)
+    prepared.artifact.save(file)
+    return prepared
+
+
+def apply_and_keep(
+    folder: Path,          # Where network and answers go
+    name: str,             # Of the method
+    method: Unlearner,     # As from `ready_method`
+    prepared: Prepared,    # As from `prepare_once`
+    original: nn.Module,   # The network
+    spec: ModelSpec,       # How it was built
+    pictures: Pictures,    # The run's sets
+) -> tuple[Answers, Cost]:
+    "Let a method forget; save its network and the network's answers"
+    network, cost = apply_method(method, original, prepared.artifact, pictures.support, pictures.forget, pictures.retain, pictures.val)
+    facts = dict(splits=pictures.splits.digest, **task_facts(pictures.faces.task), method=name)
+    if name != "original": save_model(network, spec, folder / f"{name}.safetensors", **facts)
+    (answers := ask(network, pictures)).save(folder / f"{name}-answers.parquet")
+    return answers, cost
+
+
 def forget(
     config: Config,        # The run
     folder: Path,          # Where files go
@@ -281,18 +331,13 @@ def forget(
     say: Say = print,      # Told what happens
 ) -> pd.DataFrame:         # Rows of the method
     "Prepare and apply one method, save what it makes, measure it"
-    method, digest, file = make_method(config, name), pictures.splits.digest, folder / f"{name}.safetensors"
-    if hasattr(method, "train_on"): method.train_on = lambda retain, val: _train(config, folder, name, spec, retain, val, progress)
-    if hasattr(method, "progress"): method.progress = progress
-    if hasattr(method, "checkpoint"): method.checkpoint = folder / f"{name}.partial"
+    method = ready_method(config, folder, name, spec, progress)
     say(f"{name}: {'preparing and ' if method.needs == 'statistics' else ''}forgetting {pictures.splits.request.n_forget} people")
-    prepared = _prepare(method, folder / f"{name}-artifact.safetensors", original, pictures)
-    network, cost = apply_method(method, original, prepared.artifact, pictures.support, pictures.forget, pictures.retain, pictures.val)
-    if name != "original": save_model(network, spec, file, splits=digest, **task_facts(pictures.faces.task), method=name)
-    (answers := ask(network, pictures)).save(folder / f"{name}-answers.parquet")
+    prepared = prepare_once(method, folder / f"{name}-artifact.safetensors", original, pictures)
+    answers, cost = apply_and_keep(folder, name, method, prepared, original, spec, pictures)
     before = answers if name == "original" else stored_answers(folder, "original", original, pictures)
     found = describe(answers, before, seed=config.score_seed)
-    return _rows(config, name, method, found, prepared, cost, settings_from(config, name))
+    return method_rows(config, name, method, found, prepared, cost, settings_from(config, name))
 
 
 def stored_answers(
@@ -326,8 +371,14 @@ def rescore(
     return rows
 
 
-def _rows(
-    config: Config, name: str, method: Unlearner, described: pd.DataFrame, prepared: Prepared, cost: Cost, settings: str,
+def method_rows(
+    config: Config,           # The run
+    name: str,                # Of the method
+    method: Unlearner,        # It
+    described: pd.DataFrame,  # As from `describe`
+    prepared: Prepared,       # Its artifact
+    cost: Cost,               # Of the request
+    settings: str,            # Where its settings come from
 ) -> pd.DataFrame:
     "What was measured and what it cost, as rows"
     found = [("all", "peak MB", cost.peak_mb), ("all", "pictures read", float(cost.pictures_read))]
@@ -339,18 +390,6 @@ def _rows(
     tail = dict(seconds=cost.seconds, settings=settings)
     costs = pd.DataFrame(found, columns=["split", "metric", "value"]).assign(low=float("nan"), high=float("nan"))
     return pd.concat([described, costs], ignore_index=True).assign(**head, **tail)[COLUMNS]
-
-
-def _prepare(method: Unlearner, file: Path, original: nn.Module, pictures: Pictures) -> Prepared:
-    "A method's artifact: from its file, or made and saved there"
-    if method.needs != "statistics": return prepare_method(method, original, pictures.train, pictures.val)
-    if file.exists():
-        artifact = Artifact.load(file)
-        if artifact.facts.get("weights") == weights_digest(original.state_dict()): return Prepared(artifact, Cost(**artifact.facts["cost"]))
-    prepared = prepare_method(method, original, pictures.train, pictures.val)
-    prepared.artifact.facts["cost"] = asdict(prepared.cost)
-    prepared.artifact.save(file)
-    return prepared
 
 # %% ../nbs/50_experiment.ipynb #6ef9f421
 def run(
@@ -401,7 +440,7 @@ def load_run(
     pictures = load_pictures(config, Path(folder))
     return config, pictures, original_network(config, Path(folder), pictures)[0]
 
-# %% ../nbs/50_experiment.ipynb #7e1900b5
+# %% ../nbs/50_experiment.ipynb #5faecc8b
 def load_network(
     folder: str | Path,  # Of a run
     method: str,         # Whose network, e.g. "retrain"
@@ -429,5 +468,5 @@ def try_methods(
             method, original, prepared.artifact, pictures.support, pictures.forget, pictures.retain, pictures.val)
         if keep is not None: keep[name] = network
         found = describe(ask(network, pictures), ask(original, pictures), seed=config.score_seed)
-        rows.append(_rows(config, name, method, found, prepared, cost, "given by hand"))
+        rows.append(method_rows(config, name, method, found, prepared, cost, "given by hand"))
     return add_tow(pd.concat(rows, ignore_index=True))

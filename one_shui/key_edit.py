@@ -98,7 +98,7 @@ class _Rehearsal:
         "Simulated ToW after an edit"
         return tug_of_war(self._scores(change), self.wanted)
 
-# %% ../nbs/42_key_edit.ipynb #2f0e1203
+# %% ../nbs/42_key_edit.ipynb #44485d28
 @dataclass
 class KeyEdit(Unlearner):
     "Edit the last layer along a person's features"
@@ -116,7 +116,7 @@ class KeyEdit(Unlearner):
     strength: tuple[float, float, float] | None = None  # λ, w and s, if they are known; None: choose them
 
     @classmethod
-    def for_request(cls, dataset, n_forget, arch="vit_base_patch16_224", **settings):
+    def for_request(cls, dataset, n_forget, arch="vit_base_patch16_224", /, **settings):
         "Rehearsals as large as the request"
         return cls(**{"n_forget": n_forget, **settings})
 

@@ -110,7 +110,7 @@ class _State:
         self.facts, self.best = facts, part("best.")
         return True
 
-# %% ../nbs/41_metaunlearn.ipynb #6dd6da13
+# %% ../nbs/41_metaunlearn.ipynb #c2d30735
 @dataclass
 class MetaUnlearn(Unlearner):
     "Meta-learn a loss whose gradient step forgets (De Min et al. 2025)"
@@ -146,7 +146,7 @@ class MetaUnlearn(Unlearner):
         if 0. not in self.strengths: raise BadInput(f"strengths {self.strengths} have to contain 0, so that doing nothing can be chosen")
 
     @classmethod
-    def for_request(cls, dataset: str, n_forget: int, arch: str = "vit_base_patch16_224", **settings) -> "MetaUnlearn":
+    def for_request(cls, dataset: str, n_forget: int, arch: str = "vit_base_patch16_224", /, **settings) -> "MetaUnlearn":
         "Published settings; simulated requests as large as the real one unless they say otherwise"
         found = published_settings(cls.name, dataset, arch, n_forget)[0]
         return cls(**{"n_forget": n_forget if n_forget > 1 else 10, **found, **settings})

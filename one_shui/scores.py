@@ -6,29 +6,33 @@
 __all__ = ['mean_average_precision', 'task_score', 'score_name', 'predict', 'tow_factor', 'tug_of_war', 'mean_and_interval',
            'paired_interval', 'draw_people', 'weighted_scores', 'interval_around', 'score_interval']
 
-# %% ../nbs/05_scores.ipynb #c8bc9dde
+# %% ../nbs/05_scores.ipynb #b7e3ff76
 import numpy as np
 import torch
 from scipy import stats
-from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from .loaders import FaceLoader, FaceSet
 from .task import BadInput, Task
 
-# %% ../nbs/05_scores.ipynb #f04d47a2
+# %% ../nbs/05_scores.ipynb #d644e810
 def mean_average_precision(
     logits: Tensor,   # (n, attributes), any real number
     targets: Tensor,  # (n, attributes) of 0/1
     absent: float | None = None,  # What an attribute counts that no picture has; None: it is left out
 ) -> float:           # In [0, 1]; nan when no attribute counts
     "Average precision of each attribute that occurs, averaged (macro mAP, as scikit-learn computes it)"
+    if not logits.isfinite().all(): raise BadInput("an average precision needs finite logits")
     occurs = targets.sum(0) > 0
-    counted = [] if absent is None else [absent] * int((~occurs).sum())
-    if occurs.any():
-        precision = average_precision_score(targets[:, occurs].numpy(force=True), logits[:, occurs].numpy(force=True), average=None)
-        counted += np.atleast_1d(precision).tolist()
-    return float(np.mean(counted)) if counted else float("nan")
+    if not occurs.any(): return float("nan") if absent is None or not len(occurs) else absent
+    ordered, order = logits[:, occurs].detach().cpu().double().sort(0, descending=True)
+    right = targets[:, occurs].detach().cpu().gather(0, order).double()
+    precision = right.cumsum(0) / torch.arange(1, len(right) + 1)[:, None]
+    falling = -ordered.T.contiguous()
+    last = torch.searchsorted(falling, falling, right=True).T - 1  # pictures with equal logits come in together
+    found = (right * precision.gather(0, last)).sum(0) / right.sum(0)
+    counted = found.tolist() + ([] if absent is None else [absent] * int((~occurs).sum()))
+    return float(np.mean(counted))
 
 # %% ../nbs/05_scores.ipynb #da7548fb
 def task_score(

@@ -60,7 +60,7 @@ class Handover:
     retain: FaceSet | None = None  # The other train pictures; only for methods with full access
     val: FaceSet | None = None     # Only for methods with full access
 
-# %% ../nbs/30_unlearn.ipynb #ac60c432
+# %% ../nbs/30_unlearn.ipynb #5c1341b6
 @dataclass
 class Unlearner:
     "A method. Subclass it, give it a name, say what it needs, write `unlearn`"
@@ -71,7 +71,7 @@ class Unlearner:
     seed: int = 0                 # Of anything random in it
 
     @classmethod
-    def for_request(cls, dataset: str, n_forget: int, arch: str = "vit_base_patch16_224", **settings) -> "Unlearner":
+    def for_request(cls, dataset: str, n_forget: int, arch: str = "vit_base_patch16_224", /, **settings) -> "Unlearner":
         "The method with the settings of `published_settings`, unless they are given"
         return cls(**{**published_settings(cls.name, dataset, arch, n_forget)[0], **settings})
 
