@@ -6,14 +6,16 @@
 __all__ = ['app', 'receipts', 'data', 'bench', 'run_command', 'demo_command', 'methods_command', 'tune_command', 'audit_command',
            'rescore_command', 'prepare_command', 'forget_command', 'verify_command', 'export_command',
            'receipt_check_command', 'ledger_command', 'check_command', 'split_command', 'download_command',
-           'bench_loaders_command', 'bench_meta_gradient_command', 'bench_rmia_command', 'main']
+           'GridOrMeasurement', 'bench_grid_command', 'results_command', 'report_command', 'bench_loaders_command',
+           'bench_meta_gradient_command', 'bench_rmia_command', 'main']
 
-# %% ../nbs/52_cli.ipynb #396a1532
+# %% ../nbs/52_cli.ipynb #90eb0d95
 import json
 import sys
 from typing import Annotated, Optional, get_args
 
 import typer
+from typer.core import TyperGroup
 
 from .task import BadInput
 
@@ -386,11 +388,97 @@ def download_command(
     from one_shui.download import download
     typer.echo(f"there: {download(dataset, root, progress=sys.stderr.isatty())}")
 
-# %% ../nbs/52_cli.ipynb #1ba3eff8
-bench = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Measure; prints one JSON object.")
+# %% ../nbs/52_cli.ipynb #0ecbb5fe
+class GridOrMeasurement(TyperGroup):
+    "What isn't the name of a measurement is a grid"
+    def resolve_command(self, ctx, args):
+        "Put `grid` before anything that is no command"
+        return super().resolve_command(ctx, args if args[0] in self.commands or args[0].startswith("-") else ["grid", *args])
+
+
+bench = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", cls=GridOrMeasurement,
+                    help="`one-shui bench GRID --out DIR` runs a grid (toy, celeba-subset, celebahq, celeba, mufac, robustness, ablation "
+                    "or a YAML file; see `one-shui bench grid --help`). The commands below measure the package, and print one JSON object.")
 app.add_typer(bench, name="bench")
 
 
+def _pairs(given: list[str], option: str) -> dict[str, list[str]]:
+    "`name=value,value` strings as values by name"
+    pairs = [text.partition("=") for text in given]
+    for name, equals, values in pairs:
+        if not (name and equals and values): raise BadInput(f"can't read {option} {name}{equals}{values}; write {option} NAME=VALUE,VALUE")
+    return {name: values.split(",") for name, _, values in pairs}
+
+
+@bench.command(name="grid", epilog="Examples:\n\n`one-shui bench toy --out grids/toy`\n\n"
+               "`one-shui bench celeba-subset --root DATA --out grids/celeba --dry-run`\n\n"
+               "`one-shui bench toy --out grids/toy --only seed=0 --only method=ssd,metaunlearn`\n\n"
+               "`one-shui bench mine.yaml --out SHARED --engine ray --address HEAD:6379 --gpus 1`")
+def bench_grid_command(
+    grid: Annotated[str, typer.Argument(help="Name of a grid, or a YAML file.")],
+    out: Annotated[str, typer.Option(help="Folder for steps and results.parquet; the same command again goes on.")],
+    root: Annotated[Optional[str], typer.Option(help="Folder that holds the dataset's folder.")] = None,
+    only: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE,VALUE, as often as needed: method, seed, n_forget, …")] = None,
+    engine: Annotated[str, typer.Option(help="in-process, joblib (this machine) or ray (several).")] = "joblib",
+    workers: Annotated[int, typer.Option(help="Processes of joblib; 0: one for each core, or one with a graphics card.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="Of each worker; keep it the same, the last bits of results depend on it.", min=1)] = 1,
+    address: Annotated[str, typer.Option(help="Of a Ray cluster; default: one on this machine.")] = "",
+    gpus: Annotated[float, typer.Option(help="Graphics cards a step needs (ray); 0.5: two steps share one.", min=0)] = 0.,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the steps, estimate time and disk, compute nothing.")] = False,
+):
+    "Every method in every place of a grid; what two cells share is computed once."
+    from dataclasses import replace
+    from pathlib import Path
+
+    from one_shui.engines import Engine
+    from one_shui.grid import only as narrowed
+    from one_shui.grid import plan, read_grid
+    from one_shui.store import Store
+    from one_shui.tables import estimate, grid_folder, grid_table, run_grid, save_grid_report
+    asked, wanted = read_grid(grid), _pairs(only or [], "--only")
+    if root: asked = replace(asked, config={**asked.config, "root": str(Path(root).resolve())})
+    if asked.config.get("dataset", "toy") != "toy" and not asked.config.get("root"):
+        raise BadInput(f"the grid {asked.name} needs {asked.config['dataset']}; say where it is (--root DATA)")
+    cells, who = narrowed(asked.cells, wanted), Engine(engine, workers, threads, address, gpus)  # type: ignore[arg-type]
+    command = " ".join(["one-shui bench", grid, *(f"--only {text}" for text in only or [])])
+    if dry_run:
+        told = estimate(Store(Path(out) / "steps"), plan(cells), threads)
+        typer.echo(f"{told.round(3).to_string()}\n\n{len(cells)} cells, {told['steps'].sum()} steps, {told['found'].sum()} of them done; "
+                   f"about {told['hours'].sum():.1f} hours on one worker like this machine, {told['gb'].sum():.2f} GB")
+        return
+    grid_folder(out, asked)
+    rows, failed = run_grid(asked, cells, out, who, command, sys.stderr.isatty())
+    if len(rows): typer.echo(f"{grid_table(rows).to_string()}\n\nreport: {save_grid_report(rows, out, failed).resolve()}")
+    typer.echo(f"rows: {Path(out).resolve() / 'results.parquet'}")
+    if len(failed):
+        typer.echo(f"\n{len(failed)} steps failed:\n{failed.to_string(index=False)}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command(name="results", epilog="Examples:\n\n`one-shui results grids/toy`\n\n"
+             "`one-shui results grids/toy --where method=key_edit,metaunlearn --across n_forget --metric 'ToW gained' --form latex`")
+def results_command(
+    folder: Annotated[str, typer.Argument(help="Of a grid.")],
+    where: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE,VALUE, as often as needed; any column of results.parquet.")] = None,
+    by: Annotated[str, typer.Option(help="Columns that name a line, with commas.")] = "n_forget,method",
+    across: Annotated[Optional[str], typer.Option(help="A column to spread one metric over.")] = None,
+    metric: Annotated[str, typer.Option(help="That metric: ToW, 'ToW gained', score, loss, 'loss attack AUC', …")] = "ToW",
+    form: Annotated[str, typer.Option(help="markdown, latex, csv or html.")] = "markdown",
+):
+    "Ask a grid's rows: mean and 95 % interval over seeds."
+    from one_shui.tables import grid_table, keep, read_rows, table_text, with_gain
+    rows, index = keep(with_gain(read_rows(folder)), _pairs(where or [], "--where")), tuple(by.split(","))
+    if across: index = tuple(name for name in index if name != across)
+    typer.echo(table_text(grid_table(rows, index, across, metric), form), nl=False)  # type: ignore[arg-type]
+
+
+@app.command(name="report", epilog="Example:\n\n`one-shui report grids/toy`")
+def report_command(folder: Annotated[str, typer.Argument(help="Of a grid.")]):
+    "Write a grid's page anew: charts, tables, where the numbers come from."
+    from one_shui.tables import read_rows, save_grid_report
+    typer.echo(f"report: {save_grid_report(read_rows(folder), folder).resolve()}")
+
+# %% ../nbs/52_cli.ipynb #14297d53
 @bench.command(name="loaders", epilog="Example:\n\n`one-shui bench loaders --root DATA`")
 def bench_loaders_command(
     root: Annotated[str, typer.Option(help="Folder that holds celeba/.")],

@@ -55,7 +55,7 @@ def code_version(
         waiting += imported
     return hashlib.sha256(canonical(seen)).hexdigest()[:16]
 
-# %% ../nbs/70_store.ipynb #52c3792f
+# %% ../nbs/70_store.ipynb #d2937b25
 @dataclass(frozen=True)
 class Step:
     "Something to compute, and all it depends on"
@@ -65,6 +65,8 @@ class Step:
 
     def __post_init__(self):
         if not re.fullmatch(r"[a-z][a-z0-9-]*", self.kind): raise BadInput(f"{self.kind!r} can't name a kind of step; use small letters")
+        try: canonical(self.inputs)
+        except (TypeError, ValueError) as error: raise BadInput(f"settings of {self.kind} can't be written as JSON: {error}") from error
 
     @cached_property
     def address(self) -> str:

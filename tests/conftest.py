@@ -1,4 +1,5 @@
 """What several tests share: drawn faces on disk, and the folder of real ones."""
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -44,3 +45,15 @@ def model(pictures):
 def cache(monkeypatch, tmp_path_factory):
     "Decoded pictures go to a folder of the tests"
     if "ONE_SHUI_CACHE" not in os.environ: monkeypatch.setenv("ONE_SHUI_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def clean_process():
+    "Makes processes that have imported everything and hold no thread of this one"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["one_shui.request", "one_shui.own_model", "one_shui.tables", "one_shui.cli", "hypothesis"])
+    def start(target, *arguments):
+        process = context.Process(target=target, args=arguments, daemon=True)
+        process.start()
+        return process
+    return start

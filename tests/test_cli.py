@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -127,7 +128,7 @@ def test_killed_and_resumed(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([str(BIN / "one-shui"), *command, str(tmp_path / "killed")], env=environment, stdout=subprocess.DEVNULL)
     log = tmp_path / "killed/original-log.csv"
-    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 2): pass
+    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 2): time.sleep(.01)
     process.kill()
     process.wait()
     assert 2 <= len(pd.read_csv(log)) < 6, "the run ended before it could be killed"

@@ -1,7 +1,6 @@
 """Real requests: odd photos, bad input, two at once, killed at any moment."""
 import hashlib
 import json
-import multiprocessing
 import os
 import pickle
 import random
@@ -200,18 +199,6 @@ def test_a_stranger_is_said_to_be_one(desk):
 
 def answer_one(desk, photo, out):
     answer_request(open_model(desk / "model.safetensors"), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors")
-
-
-@pytest.fixture
-def clean_process():
-    "Makes processes that have imported everything and hold no thread of this one"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["one_shui.request", "one_shui.experiment", "one_shui.own_model", "one_shui.cli", "hypothesis"])
-    def start(target, *arguments):
-        process = context.Process(target=target, args=arguments, daemon=True)
-        process.start()
-        return process
-    return start
 
 
 def test_two_requests_at_once_take_turns(desk, clean_process):
