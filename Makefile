@@ -57,7 +57,7 @@ test-site: .venv/dev ## Open every page of the built site in Chromium, without a
 fuzz: .venv/dev ## Spoil files and feed them to every reader, ten minutes each with hypothesis and atheris
 	ONE_SHUI_FUZZ=4000 ONE_SHUI_KILLS=100 $(BIN)/pytest tests/test_request.py -k "spoiled or killed"
 	@$(PIP) atheris
-	for reader in celeba mufac own receipt ledger requests description model artifact answers splits photo; do \
+	for reader in celeba mufac own receipt ledger requests description grid model artifact answers splits photo; do \
 	  $(TEST)/python tests/fuzz/fuzz_readers.py $$reader -max_total_time=50 -rss_limit_mb=4096 build/fuzz/$$reader || exit 1; done
 
 clean: ## Remove what was built, but neither .venv nor runs

@@ -6,11 +6,10 @@
 __all__ = ['SmallCNN', 'ModelSpec', 'check_spec', 'create_model', 'classifier_name', 'logits_and_features', 'weights_digest',
            'write_tensors', 'read_tensors', 'save_model', 'task_facts', 'load_model']
 
-# %% ../nbs/10_models.ipynb #77c9290b
+# %% ../nbs/10_models.ipynb #3a67f030
 import difflib
 import hashlib
 import json
-import os
 import socket
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .splits import write_file
 from .task import BadInput, Task
 
 # %% ../nbs/10_models.ipynb #e848f636
@@ -151,17 +151,16 @@ def weights_digest(
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
-# %% ../nbs/10_models.ipynb #6370f99d
+# %% ../nbs/10_models.ipynb #15584317
 def write_tensors(
     file: str | Path,            # Where to
     tensors: dict[str, Tensor],  # What
     header: dict,                # Facts about them, anything JSON can hold
 ) -> None:
-    "Save tensors and a header in one step"
+    "Save tensors and a header in one step; raises `OSError`"
     whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    partial = f"{file}.{os.getpid()}.part"
-    save_file(whole, partial, {"one_shui": json.dumps(header)})
-    os.replace(partial, file)
+    try: write_file(file, lambda partial: save_file(whole, partial, {"one_shui": json.dumps(header)}))
+    except SafetensorError as error: raise OSError(f"can't write {file}: {error}") from error  # e.g. a full disk
 
 
 def read_tensors(

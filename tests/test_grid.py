@@ -1,5 +1,4 @@
 """Grids that are killed, that run out of disk, that two processes write, and whose workers vanish."""
-import errno
 import json
 import os
 import random
@@ -46,7 +45,7 @@ def compute_small_files(folder: Path) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     try: compute(folder)
-    except OSError as error: os._exit(7 if error.errno == errno.EFBIG else 8)
+    except OSError as error: os._exit(7 if "too large" in str(error) else 8)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +177,7 @@ def test_a_clock_that_jumps(whole, copy, drawn, tmp_path, monkeypatch):
     moved = shutil.copytree(drawn, tmp_path / "elsewhere", copy_function=shutil.copyfile)
     after = [job.step.address for job in plan(replace(real, config={**real.config, "root": str(moved)}).cells)]
     assert before == after, "a copy of the pictures, newer and elsewhere, is the same data"
-    picture = next((tmp_path / "elsewhere").rglob("*.jpg"))
+    picture = next((tmp_path / "elsewhere/celeba").rglob("*.jpg"))
     picture.write_bytes(picture.read_bytes() + b"\0")
     other = shutil.copytree(moved, tmp_path / "changed")
     assert before != [job.step.address for job in plan(replace(real, config={**real.config, "root": str(other)}).cells)]
@@ -200,7 +199,7 @@ def test_the_command(copy, tmp_path, capsys, monkeypatch):
         return 0
     (file := tmp_path / "tiny.yaml").write_text(json.dumps(dict(config=TINY, over=GRID.over, methods=["gradient_ascent", "prior_labels"])))
     assert one_shui("bench", file, "--out", copy, "--dry-run") == 0
-    assert "13 steps, 13 of them done" in capsys.readouterr().out
+    assert "10 steps, 10 of them done" in capsys.readouterr().out
     assert one_shui("bench", file, "--out", copy, "--only", "method=original", "--engine", "in-process") == 0
     assert "report.html" in capsys.readouterr().out
     assert one_shui("results", copy, "--where", "method=gradient_ascent", "--across", "n_forget", "--form", "csv") == 0
@@ -208,7 +207,8 @@ def test_the_command(copy, tmp_path, capsys, monkeypatch):
     assert one_shui("report", copy) == 0
     for words, said in ((("bench", file, "--out", copy, "--only", "sead=1"), "no such field"), (("results", tmp_path), "run a grid"),
                         (("bench", "celeba-subset", "--out", copy), "--root DATA"), (("bench", file, "--out", file), "can't write"),
-                        (("bench", "toy", "--out", copy), "holds the grid tiny"), (("bench", file, "--out", copy, "--engine", "slurm"), "ray")):
+                        (("bench", "toy", "--out", copy), "holds the grid tiny"),
+                        (("bench", file, "--out", copy, "--engine", "slurm"), "ray")):
         capsys.readouterr()
         assert one_shui(*words) == 2
         told = capsys.readouterr().err
@@ -216,9 +216,9 @@ def test_the_command(copy, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("text,said", [
-    ("[]", "isn't a grid"), ("{", "can't read"), ("config: {sead: 0}", "has no 'sead'"), ("over: {seed: 0}", "write a list"), ("x: 1", "unknown x"),
-    ("variants: {a: 1}", "variant a needs"), ("methods: [forgetting]", "unknown method"), ("over: [1]", "isn't a grid"), ("methods: 3", "isn't a grid"),
-    ("config: 3", "isn't a grid")])
+    ("[]", "isn't a grid"), ("{", "can't read"), ("config: {sead: 0}", "has no 'sead'"), ("over: {seed: 0}", "write a list"),
+    ("x: 1", "unknown x"), ("variants: {a: 1}", "variant a needs"), ("methods: [forgetting]", "unknown method"), ("over: [1]", "has no 1"),
+    ("methods: 3", "isn't a grid"), ("config: 3", "isn't a grid")])
 def test_wrong_grids(tmp_path, text, said):
     (file := tmp_path / "grid.yaml").write_text(text)
     with pytest.raises(BadInput, match=said): read_grid(file).cells  # noqa: B018

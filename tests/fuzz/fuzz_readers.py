@@ -3,7 +3,7 @@
     pip install atheris
     python tests/fuzz/fuzz_readers.py READER -max_total_time=600 [CORPUS_FOLDER]
 
-READER is one of celeba, mufac, own, receipt, ledger, requests, description, model, artifact, answers, splits, photo.
+READER is one of celeba, mufac, own, receipt, ledger, requests, description, grid, model, artifact, answers, splits, photo.
 """
 import json
 import sys
@@ -19,6 +19,7 @@ from PIL import Image
 with atheris.instrument_imports(include=["one_shui"]):
     from one_shui.answers import Answers
     from one_shui.faces import read_celeba, read_mufac, read_own
+    from one_shui.grid import read_grid
     from one_shui.ledger import Ledger, check_receipt, read_receipt
     from one_shui.models import ModelSpec, create_model, load_model, save_model
     from one_shui.own_model import read_description
@@ -64,6 +65,7 @@ READERS = {
     "ledger": lambda: single(".jsonl", Ledger.read),
     "requests": lambda: single(".csv", read_requests),
     "description": lambda: single(".yaml", read_description),
+    "grid": lambda: single(".yaml", lambda file: read_grid(file).cells),
     "model": lambda: single(".safetensors", load_model),
     "artifact": lambda: single(".safetensors", Artifact.load),
     "answers": lambda: single(".parquet", Answers.load),
@@ -76,6 +78,7 @@ SEEDS = {
     "own": b"path,identity,Smiling\na.jpg,1,1\n",
     "receipt": json.dumps(dict(request="a", signature=dict(kind="hmac-sha256", value="00"), model=dict(after=dict(sha256="x")))).encode(),
     "requests": b"photo,identity,labels\na.jpg,1,Smiling\n",
+    "grid": b"config: {dataset: toy}\nover: {seed: [0]}\nmethods: [original]\n",
     "description": b"arch: resnet18\nclasses: [a]\nsize: 32\nmean: [0, 0, 0]\n",
 }
 
