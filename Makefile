@@ -4,7 +4,7 @@ BIN := .venv/bin
 TEST := OMP_NUM_THREADS=1 $(BIN)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help venv demo test check prepare lab docs test-site fuzz clean
+.PHONY: help venv demo test check prepare lab docs test-site test-cluster fuzz clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -53,6 +53,10 @@ docs: .venv/dev ## Build the documentation site into _docs
 test-site: .venv/dev ## Open every page of the built site in Chromium, without a network (after make docs)
 	@$(PIP) playwright axe-playwright-python
 	$(BIN)/pytest tests/site
+
+test-cluster: .venv/dev ## A grid on a Ray cluster of two nodes, one of them killed midway
+	@$(PIP) -e ".[ray]"
+	$(TEST)/pytest tests/cluster
 
 fuzz: .venv/dev ## Spoil files and feed them to every reader, ten minutes each with hypothesis and atheris
 	ONE_SHUI_FUZZ=4000 ONE_SHUI_KILLS=100 $(BIN)/pytest tests/test_request.py -k "spoiled or killed"

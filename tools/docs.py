@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 BUILD, KEPT, PAGES, SITE = ROOT / "build/nbs", ROOT / "build/executed", ROOT / "build/pages", ROOT / "_docs"
 VERSION = 1  # Of how notebooks are run; another number runs them all again
 
-LEARNING = """five_minutes own_faces deletion_request read_the_scores could_anyone_tell add_a_method why_hard unlike_photo why_keys
+LEARNING = """five_minutes own_faces deletion_request read_the_scores explore could_anyone_tell add_a_method why_hard unlike_photo why_keys
 how_many wrong_size inputs_and_terms person_by_person the_attack_as_defined reproduce_a_table differences""".split()
 
 CONF = '''

@@ -12,7 +12,7 @@ BIN = Path(sys.executable).parent
 
 def snapshot() -> dict[Path, bytes]:
     "Contents of every generated file"
-    files = [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("one_shui/*.py"), ROOT / "README.md"]
+    files = [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("one_shui/*.py"), *ROOT.glob("nbs/images/*.svg"), ROOT / "README.md"]
     return {file: file.read_bytes() for file in files if ".ipynb_checkpoints" not in file.parts}
 
 
