@@ -1,10 +1,15 @@
 """Real faces: read as they were downloaded, and a short run. Needs ONE_SHUI_DATA."""
+import json
 import shutil
 
 import pytest
+from typer.testing import CliRunner
 
+from one_shui.cli import app
 from one_shui.experiment import Config, load_pictures, run
 from one_shui.faces import read_faces
+from one_shui.ledger import Ledger
+from one_shui.splits import load_splits
 
 
 @pytest.mark.parametrize("dataset, classes", [("celeba", 40), ("celebahq", 40), ("mufac", 8)])
@@ -42,3 +47,34 @@ def test_identities_stay_apart(real):
     pictures = load_pictures(Config("celeba", str(real), size=32))
     assert not set(pictures.train.identities) & set(pictures.test.identities)
     assert len(pictures.support) == 20
+
+
+def test_a_request_when_the_pictures_are_gone(real, tmp_path):
+    "The three commands, with the training folder renamed between the first and the second"
+    def one_shui(*words) -> str:
+        answer = CliRunner().invoke(app, [str(word) for word in words])
+        assert answer.exit_code == 0, answer.exception or answer.output
+        return answer.output
+    shutil.copytree(real / "celeba", tmp_path / "data/celeba")
+    config = Config("celeba", str(tmp_path / "data"), n_forget=3, size=32, epochs=3, methods=("original",))
+    run(config, tmp_path / "run", say=lambda _: None)
+    model, artifact, splits = tmp_path / "run/original.safetensors", tmp_path / "artifact.safetensors", tmp_path / "run/splits.json"
+    one_shui("prepare", "--model", model, "--dataset", "celeba", "--root", tmp_path / "data", "--splits", splits, "--method", "key_edit",
+             "--people", 3, "--out", artifact)
+    faces = read_faces("celeba", tmp_path / "data")
+    request = load_splits(splits, faces).request
+    person, rows = faces.identities[request.support[0]], load_splits(splits, faces).val[:200]
+    theirs = request.forget[faces.identities[request.forget] == person]
+    (held := tmp_path / "held-out").mkdir()
+    for path in faces.table["path"].iloc[[*rows, *theirs]]: shutil.copy(faces.root / path, held)
+    shown = faces.table.iloc[[*rows, *theirs]]
+    shown.assign(path=[path.rsplit("/", 1)[-1] for path in shown["path"]]).to_csv(held / "labels.csv", index=False)
+    photo = shutil.copy(faces.root / faces.table["path"].iloc[request.support[0]], tmp_path / "photo.jpg")
+    (tmp_path / "data").rename(tmp_path / "gone")
+    after = tmp_path / "after.safetensors"
+    one_shui("forget", "--model", model, "--artifact", artifact, "--photo", photo, "--identity", person, "--check", held, "--force",
+             "--out", after)
+    assert "threshold attack AUC" in one_shui("verify", "--before", model, "--after", after, "--check", held, "--identity", person)
+    one_shui("receipt", "check", tmp_path / "after.receipt.json", "--before", model, "--after", after)
+    assert str(person) not in json.loads((tmp_path / "after.receipt.json").read_text())["request"]
+    assert [line["event"] for line in Ledger.read(tmp_path / "run/original.safetensors.ledger.jsonl").lines] == ["started", "done"]
