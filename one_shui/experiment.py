@@ -8,13 +8,14 @@ __all__ = ['COLUMNS', 'SETS', 'TOLERANCE', 'Say', 'Config', 'make_method', 'sett
            'ready_method', 'prepare_once', 'apply_and_keep', 'forget', 'stored_answers', 'rescore', 'method_rows',
            'run', 'load_run', 'load_network', 'try_methods']
 
-# %% ../nbs/50_experiment.ipynb #de693f12
+# %% ../nbs/50_experiment.ipynb #53019225
 import json
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pandas as pd
 from fastai.torch_core import default_device
@@ -81,7 +82,7 @@ class Config:
         recipe = RECIPES[self.recipe or ("toy" if self.dataset == "toy" else "celeba-subset")]
         return recipe if self.epochs is None else replace(recipe, epochs=self.epochs)
 
-# %% ../nbs/50_experiment.ipynb #90696b38
+# %% ../nbs/50_experiment.ipynb #04d8205e
 def make_method(config: Config, name: str) -> Unlearner:
     "A method with its settings for this run; raises `BadInput` for an unknown method or setting"
     kind, given = find_method(name), config.settings.get(name, {})
@@ -98,8 +99,20 @@ def settings_from(config: Config, name: str) -> str:
     return f"given: {given}; others: {found}" if given else found
 
 
+def _check_types(config: Config) -> None:
+    "Raise `BadInput` for a field of the wrong type, as YAML may hold one"
+    for name, hint in get_type_hints(Config).items():
+        value, hints = getattr(config, name), get_args(hint) if isinstance(hint, UnionType) else [hint]
+        kinds = [get_origin(kind) or kind for kind in hints]
+        fits = any(isinstance(value, (int, float) if kind is float else kind) for kind in kinds)
+        if not fits or isinstance(value, bool) and bool not in kinds:
+            wanted = " or ".join("nothing" if kind is NoneType else kind.__name__ for kind in kinds)
+            raise BadInput(f"{name} is {value!r}; it should be {wanted}")
+
+
 def check_config(config: Config) -> None:
     "Raise `BadInput` for anything that can be known to be wrong without looking at pictures"
+    _check_types(config)
     check_choice("dataset", config.dataset, ["toy", *READERS])
     if config.recipe is not None: check_choice("recipe", config.recipe, RECIPES)
     if config.n_forget < 1:

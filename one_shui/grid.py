@@ -35,7 +35,7 @@ from .task import BadInput, Faces
 from .toy import toy_faces
 from .unlearn import Artifact, Cost, Prepared, find_method, method_names
 
-# %% ../nbs/71_grid.ipynb #fa041e45
+# %% ../nbs/71_grid.ipynb #14624919
 @dataclass(frozen=True)
 class Cell:
     "One method in one place of a grid"
@@ -54,6 +54,10 @@ class Grid:
     variants: dict[str, dict] = field(default_factory=dict)  # By name: {"method": …, "settings": {…}}
 
     def __post_init__(self):
+        for name, value, kind in (("config", self.config, dict), ("over", self.over, dict), ("variants", self.variants, dict)):
+            if not isinstance(value, kind): raise BadInput(f"grid {self.name}: {name} is {value!r}; it should be a table of values by name")
+        if self.methods != "all" and not (isinstance(self.methods, list | tuple) and all(isinstance(m, str) for m in self.methods)):
+            raise BadInput(f"grid {self.name}: methods is {self.methods!r}; write a list of names, or all")
         object.__setattr__(self, "methods", tuple(method_names()) if self.methods in ("all", ["all"]) else tuple(self.methods))
         known = {f.name for f in fields(Config)} - {"methods", "settings"}
         for key in [*self.config, *self.over]:
@@ -62,7 +66,7 @@ class Grid:
             if not isinstance(values, list) or not values:
                 raise BadInput(f"grid {self.name}: {key} varies over {values!r}; write a list, [{values}]")
         for name, variant in self.variants.items():
-            if not isinstance(variant, dict) or set(variant) != {"method", "settings"}:
+            if not isinstance(variant, dict) or set(variant) != {"method", "settings"} or not isinstance(variant["settings"], dict):
                 raise BadInput(f"grid {self.name}: variant {name} needs a method and settings, and nothing else")
 
     @property
@@ -75,7 +79,7 @@ class Grid:
             place = {**self.config, **dict(zip(self.over, values, strict=True))}
             for method, name, settings in tried:
                 config = Config(**place, methods=(method,), settings={method: settings} if settings else {})
-                alike = json.dumps([method, name, {**place, "seed": 0}], sort_keys=True, default=str)
+                alike = repr((method, name, {**place, "seed": type(config.seed)}))
                 if alike not in checked: check_config(config)  # seeds differ in nothing that can be wrong
                 checked.add(alike)
                 cells.append(Cell(config, method, name))

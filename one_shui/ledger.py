@@ -43,7 +43,7 @@ def now() -> str:
     "The time, in UTC to the second"
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
-# %% ../nbs/61_ledger.ipynb #2d99400c
+# %% ../nbs/61_ledger.ipynb #2adee52e
 def _seal(line: bytes) -> str:
     "Hash that the next line carries"
     return hashlib.sha256(line).hexdigest()
@@ -88,9 +88,10 @@ class Ledger:
         self.whole, self.last = self.whole + len(line), _seal(line)
         return entry
 
-    def done(self, request: str) -> dict | None:
-        "The line that says a request was done, if there is one"
-        return next((line for line in self.lines if line.get("request") == request and line.get("event") == "done"), None)
+    def done(self, request: str, before: str | None = None) -> dict | None:
+        "The line that says a request was done, if there is one; of a model with these weights, if they are given"
+        return next((line for line in self.lines if line.get("request") == request and line.get("event") == "done"
+                     and before in (None, line.get("before"))), None)
 
 
 @contextmanager

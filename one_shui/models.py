@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SmallCNN', 'ModelSpec', 'check_spec', 'create_model', 'classifier_name', 'logits_and_features', 'weights_digest',
-           'write_tensors', 'read_tensors', 'save_model', 'task_facts', 'load_model']
+           'write_tensors', 'read_header', 'read_tensors', 'save_model', 'task_facts', 'load_model']
 
 # %% ../nbs/10_models.ipynb #3a67f030
 import difflib
@@ -151,7 +151,7 @@ def weights_digest(
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
-# %% ../nbs/10_models.ipynb #15584317
+# %% ../nbs/10_models.ipynb #3abefd47
 def write_tensors(
     file: str | Path,            # Where to
     tensors: dict[str, Tensor],  # What
@@ -161,6 +161,16 @@ def write_tensors(
     whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     try: write_file(file, lambda partial: save_file(whole, partial, {"one_shui": json.dumps(header)}))
     except SafetensorError as error: raise OSError(f"can't write {file}: {error}") from error  # e.g. a full disk
+
+
+def read_header(
+    file: str | Path,  # Any safetensors file
+) -> dict:
+    "The facts that `write_tensors` wrote into a file; none when somebody else wrote it"
+    try:
+        with safe_open(file, "pt") as opened: header = json.loads((opened.metadata() or {}).get("one_shui", "{}"))
+    except (OSError, SafetensorError, ValueError, RecursionError): return {}
+    return header if isinstance(header, dict) else {}
 
 
 def read_tensors(

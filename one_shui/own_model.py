@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Description', 'read_description', 'Renormalise', 'open_described', 'open_any', 'Served', 'export_model']
 
-# %% ../nbs/63_own_model.ipynb #72d4f23a
+# %% ../nbs/63_own_model.ipynb #bebc7ff5
 import importlib
 import sys
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .models import ModelSpec, classifier_name, create_model
+from .models import ModelSpec, classifier_name, create_model, read_header
 from .request import Model, open_model, refuse_pickle
 from .task import BadInput, Task, check_choice
 
@@ -60,7 +60,7 @@ def read_description(file: str | Path) -> Description:
         facts[name] = tuple(float(v) for v in values)
     return Description(**{**facts, "classes": tuple(str(c) for c in facts["classes"])})
 
-# %% ../nbs/63_own_model.ipynb #f3c87823
+# %% ../nbs/63_own_model.ipynb #fe2ec2ba
 class Renormalise:
     "A forward hook: from pictures in [-1, 1] to another normalisation"
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
@@ -103,7 +103,8 @@ def open_described(
     with torch.inference_mode(): outputs = network(torch.zeros(1, 3, description.size, description.size, device=default_device()))
     if outputs.shape != (1, len(description.classes)):
         raise BadInput(f"the network answers with shape {tuple(outputs.shape)}, the description names {len(description.classes)} classes")
-    return Model(network, Task(description.task, description.classes), description.size, {}, Path(weights))  # type: ignore[arg-type]
+    since = {k: v for k, v in read_header(weights).items() if k in ("origin", "forgot")}  # when it has answered requests
+    return Model(network, Task(description.task, description.classes), description.size, since, Path(weights))  # type: ignore[arg-type]
 
 
 def open_any(

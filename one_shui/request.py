@@ -33,7 +33,7 @@ from .task import BadInput, Task, picture_losses
 from .unlearn import Artifact, Unlearner, apply_method, find_method, prepare_method
 from .verdict import forget_gap, rf_jsd
 
-# %% ../nbs/62_request.ipynb #ee80a9c3
+# %% ../nbs/62_request.ipynb #6996fd42
 @dataclass(frozen=True)
 class Model:
     "A network with what is needed to use it"
@@ -47,6 +47,16 @@ class Model:
     def weights(self) -> str:
         "Digest of the weights"
         return weights_digest(self.network.state_dict())
+
+    @property
+    def origin(self) -> str:
+        "Digest of the weights that were trained: before any request"
+        return str(self.header.get("origin") or self.weights)
+
+    @property
+    def forgot(self) -> list[str]:
+        "The requests that led from there to here"
+        return [str(request) for request in self.header.get("forgot") or []]
 
 
 def refuse_pickle(file: str | Path) -> None:
@@ -241,7 +251,7 @@ def check_pictures(
     if not len(others): raise BadInput(f"{source} holds only pictures of those who ask; add some of others, to see that they aren't harmed")
     return others, asked
 
-# %% ../nbs/62_request.ipynb #dd722026
+# %% ../nbs/62_request.ipynb #cb943a45
 TOLERANCE = 5.  # Points that others may lose
 
 
@@ -260,7 +270,7 @@ PLAIN = Options()
 def request_id(model: Model, asked: list[Asked], artifact_digest: str, method: Unlearner) -> str:
     "32 hex digits that are the same for the same request; without the photos nobody can guess who it is about"
     photos = sorted((one.identity, one.labels or (), sorted(file_digest(file) for file in one.photos)) for one in asked)
-    facts = dict(photos=photos, model=model.weights, artifact=artifact_digest, method=repr(method))
+    facts = dict(photos=photos, model=model.origin, artifact=artifact_digest, method=repr(method))
     return hashlib.sha256(canonical(facts)).hexdigest()[:32]
 
 
@@ -309,20 +319,21 @@ def answer_request(
         raise BadInput("somebody asks twice in one request; put their photos together")
     artifact = None if artifact_file is None else Artifact.load(artifact_file)
     unlearner = _method_of(artifact, method, settings or {}, options.seed)
-    if artifact is not None and artifact.facts.get("weights") != model.weights:
-        raise BadInput(f"{artifact_file} was prepared for other weights ({artifact.facts.get('weights')}, the model has {model.weights})")
+    if artifact is not None and artifact.facts.get("weights") != model.origin:
+        raise BadInput(f"{artifact_file} was prepared for other weights ({artifact.facts.get('weights')}, the model has {model.origin})")
     artifact_digest = "" if artifact_file is None else file_digest(artifact_file)
     crop = 1. if artifact is None else artifact.facts.get("crop", 1.)
     support, said = support_set(model, asked, crop, detector)
     checked = None if check is None else check_pictures(check, model, {one.identity for one in asked}, crop)
     request = request_id(model, asked, artifact_digest, unlearner)
     with open_ledger(ledger_file) as ledger:
-        if (line := ledger.done(request)) is not None: return Answer(_done_before(line), again=True)
+        if (line := ledger.done(request, model.weights)) is not None: return Answer(_done_before(line), again=True)
+        if request in model.forgot: return Answer(dict(request=request, proves=["This model has forgotten them already."]), again=True)
         ours = any(line.get("request") == request and line.get("out") == out.name for line in ledger.lines)
         if out.exists() and not ours: raise BadInput(f"{out} is there already; choose another name (--out)")
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
-            network, cost = apply_method(unlearner, model.network, artifact or Artifact(), support)
+            network, cost = apply_method(unlearner, model.network, artifact or Artifact(), support, origin=model.origin)
         said += [str(w.message) for w in warned if issubclass(w.category, UserWarning)]
         others, theirs = checked or (None, None)
         measured = compare_models(model.task, model.network, network, others, theirs, support)
@@ -356,7 +367,8 @@ def write_unlearned(model: Model, network: nn.Module, out: Path, request: str) -
     "The unlearned network with the header of the old one, in one step"
     state = network.state_dict()
     header = {k: v for k, v in model.header.items() if k != "splits"}
-    write_tensors(out, state, dict(header, weights=weights_digest(state), method="unlearned", request=request))
+    since = dict(origin=model.origin, forgot=[*model.forgot, request])
+    write_tensors(out, state, dict(header, weights=weights_digest(state), method="unlearned", request=request, **since))
 
 
 def _lost(task: Task, measured: dict) -> float | None:
@@ -364,7 +376,7 @@ def _lost(task: Task, measured: dict) -> float | None:
     name = f"others {score_name(task)}"
     return measured[f"{name} before"] - measured[f"{name} after"] if f"{name} after" in measured else None
 
-# %% ../nbs/62_request.ipynb #1e5b7b07
+# %% ../nbs/62_request.ipynb #c296db9d
 def _receipt(model, network, request, asked, support, method, artifact, artifact_digest, measured, said, checked) -> dict:
     "The facts of a request, without a name or a picture"
     facts = artifact.facts if artifact is not None else {}
@@ -374,6 +386,9 @@ def _receipt(model, network, request, asked, support, method, artifact, artifact
     if checked is None: missing.append("whether other people are still served as well: no labelled pictures were given (--check)")
     if checked is None or not len(checked[1]):
         missing.append("whether other pictures of the people who asked are forgotten: none were given (--check)")
+    if artifact is not None and model.forgot:
+        said = [*said, f"the artifact was prepared before {len(model.forgot)} earlier request{'s' * (len(model.forgot) > 1)}; "
+                       "what it says of the model is so much older"]
     if known and not all(named):
         said = [*said, f"{len(named) - sum(named)} of {len(named)} people aren't among those whom the artifact was prepared with; "
                        "for them it works from the photos alone"]

@@ -108,7 +108,7 @@ def save_splits(
     "Save a split"
     write_text(file, json.dumps(_to_json(splits)) + "\n")
 
-# %% ../nbs/03_splits.ipynb #67e48318
+# %% ../nbs/03_splits.ipynb #719ff4dd
 def load_splits(
     file: str | Path,  # As `save_splits` wrote it
     faces: Faces,      # The table that it was made from
@@ -119,7 +119,7 @@ def load_splits(
         train, val, test, support, forget = (np.array(kept[k], dtype=np.int64) for k in ("train", "val", "test", "support", "forget"))
         request = Request(tuple(kept["identities"]), support, forget, np.setdiff1d(train, forget))
         splits = Splits(train, val, test, request, kept["seed"], kept["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise BadInput(f"can't read the split {file}: {error}; delete it and run again") from error
     if splits.fingerprint != (now := fingerprint(faces)):
         raise BadInput(f"{file} was made for other pictures (fingerprint {splits.fingerprint}, these have {now}); use another folder")

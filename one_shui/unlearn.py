@@ -244,7 +244,7 @@ def prepare_method(
     facts = dict(artifact.facts, method=method.name, weights=weights_digest(model.state_dict()))
     return Prepared(Artifact(artifact.tensors, facts), Cost(seconds, peak[0], sum(pictures.reads for pictures in lent)))
 
-# %% ../nbs/30_unlearn.ipynb #1f600ea9
+# %% ../nbs/30_unlearn.ipynb #caf9f4e8
 def apply_method(
     method: Unlearner,           # Which
     model: nn.Module,            # The original network; not changed
@@ -253,10 +253,11 @@ def apply_method(
     forget: FaceSet | None = None,  # The rest is passed on only to methods that need full access
     retain: FaceSet | None = None,
     val: FaceSet | None = None,
+    origin: str | None = None,   # Digest of the weights that the artifact was prepared for, when `model` has forgotten others since
 ) -> tuple[nn.Module, Cost]:     # The unlearned network in eval mode, and what it took
     "Let a method forget, seeing only what it declared"
     made_for = artifact.facts.get("weights")
-    if made_for is not None and made_for != weights_digest(model.state_dict()):
+    if made_for is not None and made_for != (origin or weights_digest(model.state_dict())):
         raise BadInput(f"this {method.name} artifact was prepared for other weights ({made_for}); prepare it for this network")
     with tempfile.TemporaryDirectory() as folder:
         artifact.save(file := os.path.join(folder, "artifact.safetensors"))

@@ -216,9 +216,12 @@ def test_the_command(copy, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("text,said", [
-    ("[]", "isn't a grid"), ("{", "can't read"), ("config: {sead: 0}", "has no 'sead'"), ("over: {seed: 0}", "write a list"),
-    ("x: 1", "unknown x"), ("variants: {a: 1}", "variant a needs"), ("methods: [forgetting]", "unknown method"), ("over: [1]", "has no 1"),
-    ("methods: 3", "isn't a grid"), ("config: 3", "isn't a grid")])
+    ("[]", "isn't a grid"), ("{", "can't read"), ("x: 1", "unknown x"), ("config: {sead: 0}", "has no 'sead'"),
+    ("config: 3", "should be a table"), ("config: {toy}", "toy is None; it should be dict"),
+    ("config: {n_forget: true}", "n_forget is True"),
+    ("over: {seed: 0}", "write a list"), ("over: [1]", "should be a table"), ("over: {seed: [a]}", "seed is 'a'; it should be int"),
+    ("methods: [forgetting]", "unknown method"), ("methods: 3", "write a list of names"), ("methods: [or=fig: ]", "write a list of names"),
+    ("variants: {a: 1}", "variant a needs"), ("variants: {a: {method: ssd, settings: 1}}", "variant a needs")])
 def test_wrong_grids(tmp_path, text, said):
     (file := tmp_path / "grid.yaml").write_text(text)
     with pytest.raises(BadInput, match=said): read_grid(file).cells  # noqa: B018

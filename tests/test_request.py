@@ -201,6 +201,24 @@ def answer_one(desk, photo, out):
     answer_request(open_model(desk / "model.safetensors"), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors")
 
 
+def test_one_request_after_another(desk):
+    "The artifact of the first model serves its descendants; each person is asked about once"
+    first, second = sorted((desk / "inbox").glob("*.jpg"))[:2]
+    def ask(model, photo, out):
+        return answer_request(open_model(desk / model), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors",
+                              ledger_file=desk / "ledger.jsonl", say=lambda _: None)
+    answer_one = ask("model.safetensors", first, "model-2.safetensors")
+    answer_two = ask("model-2.safetensors", second, "model-3.safetensors")
+    assert not answer_one.again and not answer_two.again
+    assert "before 1 earlier request;" in " ".join(answer_two.receipt["what_was_done"])
+    third = open_model(desk / "model-3.safetensors")
+    assert third.origin == open_model(desk / "model.safetensors").weights
+    assert third.forgot == [answer_one.receipt["request"], answer_two.receipt["request"]]
+    assert ask("model-3.safetensors", first, "model-4.safetensors").again
+    assert not (desk / "model-4.safetensors").exists()
+    assert not ask("model.safetensors", second, "other.safetensors").again, "another branch, where the second never asked"
+
+
 def test_two_requests_at_once_take_turns(desk, clean_process):
     both = [clean_process(answer_one, desk, photo, f"out-{photo.stem}.safetensors") for photo in sorted((desk / "inbox").glob("*.jpg"))[:2]]
     for process in both: process.join(120)

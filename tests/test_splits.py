@@ -86,3 +86,10 @@ def test_simulated_requests(counts, n_forget, seed):
     for support, forget in rounds:
         assert len(support) == n_forget and not set(support) & set(forget)
         assert set(np.flatnonzero(np.isin(identities, identities[support]))) == set(support) | set(forget)
+
+
+def test_rows_that_are_no_rows(tmp_path):
+    "Found by a fuzzer: a row number too large for the machine"
+    save_splits(split([3] * 12, 2, 0), file := tmp_path / "splits.json")
+    file.write_text(file.read_text().replace('"train": [', '"train": [9' + "9" * 30 + ","))
+    with pytest.raises(BadInput, match="can't read the split"): load_splits(file, faces_with([3] * 12))
