@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'receipts', 'data', 'bench', 'run_command', 'demo_command', 'methods_command', 'tune_command', 'audit_command',
-           'rescore_command', 'prepare_command', 'forget_command', 'verify_command', 'export_command',
+           'stream_command', 'rescore_command', 'prepare_command', 'forget_command', 'verify_command', 'export_command',
            'receipt_check_command', 'ledger_command', 'check_command', 'split_command', 'download_command',
            'GridOrMeasurement', 'bench_grid_command', 'results_command', 'report_command', 'bench_loaders_command',
            'bench_meta_gradient_command', 'bench_rmia_command', 'main']
@@ -141,7 +141,7 @@ def tune_command(
     write_text(file, found.assign(seed=seed, requests=requests, command=command).to_csv(index=False))
     typer.echo(f"{found.round(4).to_string(index=False)}\n\nin {file}; use the first row with --set {method}.NAME=VALUE")
 
-# %% ../nbs/52_cli.ipynb #cbc2f706
+# %% ../nbs/52_cli.ipynb #98dcb0fa
 @app.command(name="audit", epilog="Examples:\n\n`one-shui audit runs/demo`\n\n"
              "`one-shui audit runs/demo --method key_edit,metaunlearn --views 1 --pushed none`")
 def audit_command(
@@ -166,6 +166,27 @@ def audit_command(
     results = pd.read_csv(Path(run) / "results.csv")
     report = save_audit_report(run, results, audits, settings)
     typer.echo(f"\n{audit_table(results, audits).to_string()}\n\nreport: {report.resolve()}")
+
+
+@app.command(name="stream", epilog="Example:\n\n`one-shui stream runs/demo --method key_edit,gradient_ascent --requests 10`")
+def stream_command(
+    run: Annotated[str, typer.Argument(help="Folder of a run.")],
+    method: Annotated[str, typer.Option(help="Methods with commas between.")] = "key_edit,metaunlearn,gradient_ascent",
+    requests: Annotated[int, typer.Option(help="Into how many requests the run's people are dealt.", min=1)] = 5,
+):
+    "One request after another with one artifact: scores after each, and how long the artifact lasts; writes stream.csv and stream.html."
+    from pathlib import Path
+
+    from one_shui.results import chart_html, save_page
+    from one_shui.splits import write_text
+    from one_shui.stream import stream, stream_chart, until_rebuild
+    told = stream(run, tuple(name.strip() for name in method.split(",") if name.strip()), requests, typer.echo)
+    wide, lasts = told.pivot(index=["method", "asked"], columns="split", values="value").round(1), until_rebuild(told).round(2)
+    write_text(Path(run) / "stream.csv", told.to_csv(index=False))
+    tables = "".join(f'<div class="wide">{frame.reset_index().to_html(index=False, border=0, na_rep="–")}</div>' for frame in (lasts, wide))
+    shown = chart_html("stream", stream_chart(told)) + tables
+    page = save_page(Path(run) / "stream.html", f"{requests} requests, one after another", [("", shown)])
+    typer.echo(f"\n{wide.to_string()}\n\n{lasts.to_string()}\n\nreport: {page.resolve()}")
 
 
 @app.command(name="rescore", epilog="Example:\n\n`one-shui rescore runs/demo`")
