@@ -60,7 +60,7 @@ def _epoch(loader) -> None:
     "Read every batch"
     for _ in loader: pass
 
-# %% ../nbs/53_bench.ipynb #b11ab784
+# %% ../nbs/53_bench.ipynb #5c1e2d3b
 def bench_loaders(
     root: str | Path,       # Folder that holds `celeba/`
     size: int = 64,         # Side of a picture in pixels
@@ -76,7 +76,7 @@ def bench_loaders(
         with tempfile.TemporaryDirectory() as folder: cache.append(_seconds(lambda: cached_pictures(faces, size, folder, progress=False)))
     pictures = face_set(faces, cached_pictures(faces, size, progress=False), rows)
     ours = FaceLoader(pictures, 64, shuffle=True, augment="crop")
-    usual = DataLoader(PilFaces(faces, size), 64, shuffle=True, num_workers=2, persistent_workers=True)
+    usual = DataLoader(PilFaces(faces, size), 64, shuffle=True, num_workers=2, persistent_workers=True, multiprocessing_context="fork")
     for loader in (ours, usual): _epoch(loader)  # warm
     seconds = np.array([[_seconds(lambda: _epoch(ours)), _seconds(lambda: _epoch(usual))] for _ in range(rounds)])
     per_second = len(faces) / np.median(seconds, 0)
