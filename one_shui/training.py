@@ -189,11 +189,13 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _restore_optimizer(optimizer: OptimWrapper, tensors: dict[str, Tensor]) -> None:
-    "Put an optimizer's saved tensors back"
+    "Put an optimizer's saved tensors back, in memory as the weights are: a fused step reads both in one sweep"
+    weights = [weight for group in optimizer.opt.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = tensor
+        number, key = int(name.split(".", 1)[0]), name.split(".", 1)[1]
+        like = weights[number]
+        state.setdefault(number, {})[key] = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
     optimizer.load_state_dict(dict(state=state, param_groups=optimizer.state_dict()["param_groups"]))
 
 # %% ../nbs/11_training.ipynb #881a766c
@@ -224,7 +226,7 @@ def fit(
     tensors, history = _load_state(state, facts)
     net = Bfloat16(model) if recipe.bf16 and bf16_pays(device) else model
     net.to(device).to(memory_format=torch.channels_last)
-    kinds = dict(adamw=torch.optim.AdamW, sgd=partial(torch.optim.SGD, momentum=.9))
+    kinds = dict(adamw=partial(torch.optim.AdamW, fused=True), sgd=partial(torch.optim.SGD, momentum=.9))
     optimizer = partial(OptimWrapper, opt=kinds[check_choice("optimizer", recipe.optimizer, kinds)])
     kept = HistoryCallback(recipe, history, _part(tensors, "best") or None, Path(log) if log else None)
     callbacks = [RepeatableCallback(seed), ParamScheduler({"lr": _schedule(recipe)}), kept, *cbs]
