@@ -110,7 +110,7 @@ class Bfloat16(nn.Module):
     "A network whose forward pass runs in bfloat16 autocast"
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.training = model, model.training
+        self.model, self.training = model.to(memory_format=torch.channels_last), model.training
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16), SmallMaps() if x.device.type == "cpu" else nullcontext():
