@@ -103,6 +103,8 @@ class Tensors:
 
     def __len__(self): return len(self.x)
 
+    def subset(self, rows): return Tensors(self.x[rows], self.y[rows], self.task)
+
 
 @pytest.fixture
 def tensor_loader(monkeypatch):
