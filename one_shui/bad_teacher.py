@@ -7,11 +7,12 @@ __all__ = ['fresh_copy', 'BadTeacher']
 
 # %% ../nbs/35_bad_teacher.ipynb #83440a41
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .loaders import FaceLoader
 from .scrub import softened_divergence
@@ -55,16 +56,23 @@ class BadTeacher(Unlearner):
         student, good, bad = (fast(network, self.bf16) for network in (model, copy.deepcopy(model).eval(), bad))
         optimizer = torch.optim.SGD(model.parameters(), self.lr, momentum=.9, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
-        pictures = torch.cat([x for part in (handover.forget, handover.retain) for x, _ in FaceLoader(part, 256, device="cpu")])
-        is_forget = torch.arange(len(pictures)) < len(handover.forget)
+        n_forget, n = len(handover.forget), len(handover.forget) + len(handover.retain)
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.epochs):
-            order = torch.randperm(len(pictures), generator=generator) if self.shuffle else torch.arange(len(pictures))
+            order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
             for rows in order.split(self.batch_size):
-                x, wrong = pictures[rows].to(device), is_forget[rows, None].to(device)
-                with torch.no_grad(): taught = torch.where(wrong, bad(x), good(x))
+                lessons = ((bad, handover.forget, rows[rows < n_forget]), (good, handover.retain, rows[rows >= n_forget] - n_forget))
+                x, taught = (torch.cat(parts) for parts in zip(*self._lessons(lessons, device), strict=True))
                 optimizer.zero_grad()
                 softened_divergence(student(x), taught).backward()
                 optimizer.step()
             schedule.step()
         return model
+
+    @torch.no_grad()
+    def _lessons(self, lessons, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        "Each teacher's pictures of a batch, and its answers"
+        for teacher, pictures, rows in lessons:
+            if not len(rows): continue
+            x, _ = next(iter(FaceLoader(pictures.subset(rows.numpy()), len(rows), device=device)))
+            yield x, teacher(x)

@@ -42,7 +42,7 @@ GRIDS: dict[str, dict[str, list]] = {
     **{name: dict(lr=[1e-3, 5e-3, 2e-2]) for name in (
         "random_labels", "prior_labels", "max_entropy", "boundary_shrink", "amun",
         "ascent_to_val", "masked_ascent", "finetune", "neggrad_plus", "salun")},
-    "mu_mis": dict(lr=[1e-6, 1e-5, 1e-4, 1e-3]), "task_negation": dict(strength=[.3, 1., 3.]),
+    "mu_mis": dict(lr=[1e-6, 1e-5, 1e-4, 1e-3]), "task_negation": dict(strength=[.3, 1., 3.]), "key_edit": dict(rank=[1, 4, 8]),
 }
 
 
