@@ -31,6 +31,8 @@ def fresh_copy(
         for module in fresh.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset): reset()
+            else:  # e.g. a transformer's class token and positions
+                for weight in module.parameters(recurse=False): nn.init.trunc_normal_(weight, std=.02)
     return fresh.eval()
 
 # %% ../nbs/35_bad_teacher.ipynb #6cbd9896

@@ -238,12 +238,14 @@ TOLERANCE = 5.  # Points that a method may take from val before it is said to ha
 def add_tow(
     rows: pd.DataFrame,  # Of one run
     intervals: dict[str, tuple[float, float]] | None = None,  # Of ToW, by method
+    val_before: float | None = None,  # The original's score on val, in percent; None: as the rows say
 ) -> pd.DataFrame:
     "Add each method's ToW where the retrained network has been measured, and whether it took too much from val"
     rows, intervals = rows[~rows["metric"].isin(["ToW", "over_forgot"])], intervals or {}
     on_val = rows[rows["metric"].isin(["mAP", "accuracy"]) & (rows["split"] == "val")].set_index("method")["value"]
-    if "original" in on_val:
-        lost = on_val["original"] - on_val
+    if val_before is None: val_before = on_val.get("original")
+    if val_before is not None:
+        lost = val_before - on_val
         guard = [{**rows[rows["method"] == name].iloc[0], "split": "val", "metric": "over_forgot", "value": float(drop > TOLERANCE)}
                  for name, drop in lost.items()]
         rows = pd.concat([rows, pd.DataFrame(guard)], ignore_index=True)[COLUMNS]
@@ -311,7 +313,8 @@ def prepare_once(
         artifact = Artifact.load(file)
         if artifact.facts.get("weights") == weights_digest(original.state_dict()): return Prepared(artifact, Cost(**artifact.facts["cost"]))
     prepared = prepare_method(method, original, pictures.train, pictures.val)
-    prepared.artifact.facts["cost"] = asdict(prepared.cost)
+    seen = dict(dataset=pictures.faces.name, pictures=len(pictures.train), people_seen=len(set(pictures.train.identities)))
+    prepared.artifact.facts.update(cost=asdict(prepared.cost), prepared_on=seen)
     prepared.artifact.save(file)
     return prepared
 
@@ -379,7 +382,7 @@ def rescore(
         costs = of_method[(of_method["split"] == "all") & (of_method["metric"] != "ToW")].reindex(columns=COLUMNS)
         new = describe(answers, before, seed=config.score_seed).assign(**head)[COLUMNS]
         rows = pd.concat([part for part in (rows, new, costs) if len(part)], ignore_index=True)
-    rows = add_tow(rows, _tow_intervals(config, folder, rows, "original"))
+    rows = add_tow(rows, _tow_intervals(config, folder, rows, "original"), 100 * before.part("val").score)
     write_text(folder / "results.csv", rows.to_csv(index=False))
     return rows
 
@@ -425,7 +428,8 @@ def run(
     original, spec = original_network(config, folder, pictures, progress, say)
     for name in missing:
         new = forget(config, folder, name, original, spec, pictures, progress, say)
-        rows = add_tow(pd.concat([rows, new], ignore_index=True) if len(rows) else new, _tow_intervals(config, folder, rows, name))
+        before = 100 * stored_answers(folder, "original", original, pictures).part("val").score
+        rows = add_tow(pd.concat([rows, new], ignore_index=True) if len(rows) else new, _tow_intervals(config, folder, rows, name), before)
         write_text(file, rows.to_csv(index=False))
     return rows
 

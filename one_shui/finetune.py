@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .loaders import FaceLoader
 from .relabel import RandomLabels, soft_loss
-from .ssd import importance
+from .ssd import gradient_size
 from .task import task_loss
 from .training import fast
 from .unlearn import Artifact, Needs, Unlearner
@@ -59,6 +59,10 @@ class FineTune(_Paired):
     name: ClassVar[str] = "finetune"
     source: ClassVar[str] = "Golatkar et al., Eternal Sunshine of the Spotless Net, CVPR 2020"
 
+    def pairs(self, handover, device):
+        "Forget isn't read"
+        return ((batch, batch) for batch in FaceLoader(handover.retain, self.batch_size, shuffle=True, device=device))
+
     def loss(self, model, task, retain, forget): return task_loss(task, model(retain[0]), retain[1])
 
 # %% ../nbs/37_finetune.ipynb #93bf6dc9
@@ -88,8 +92,7 @@ class SalUn(_Paired):
     def unlearn(self, model, artifact, handover):
         self.generator = torch.Generator().manual_seed(self.seed)
         device = next(model.parameters()).device
-        batches = FaceLoader(handover.forget, len(handover.forget), device=device)
-        salience = importance(model, handover.support.task, batches)
+        salience = gradient_size(model, handover.support.task, FaceLoader(handover.forget, 64, device=device))
         bar = quantile(salience, 1 - self.share)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         hooks = [p.register_hook(lambda g, free=salience[name] >= bar: g * free) for name, p in model.named_parameters()]

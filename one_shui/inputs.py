@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .loaders import FaceLoader
+from .portraits import portraits, pull
 from .task import Batch, Task, task_loss
 from .unlearn import Needs, Unlearner
 
@@ -42,13 +42,15 @@ class MUMis(Unlearner):
 
     def unlearn(self, model, artifact, handover):
         task, device = handover.support.task, next(model.parameters()).device
-        (x, y), = FaceLoader(handover.support, len(handover.support), device=device)
+        x, y = portraits(handover, device)
         generator, optimizer = torch.Generator().manual_seed(self.seed), torch.optim.SGD(model.parameters(), self.lr)
         for _ in range(self.steps):
             rows, true, other = (t.to(device) for t in drawn_logits(task, y, generator))
             if not len(rows): break
             optimizer.zero_grad()
-            (_sensitivity(model, x[rows], true) - _sensitivity(model, x[rows], other)).backward()
+            for some in torch.arange(len(rows)).split(64):
+                difference = _sensitivity(model, x[rows[some]], true[some]) - _sensitivity(model, x[rows[some]], other[some])
+                (difference * (len(some) / len(rows))).backward()
             optimizer.step()
         return model
 
@@ -104,13 +106,15 @@ class AMUN(Unlearner):
 
     def unlearn(self, model, artifact, handover):
         task, device = handover.support.task, next(model.parameters()).device
-        (x, y), = FaceLoader(handover.support, len(handover.support), device=device)
-        pictures, answers, found = nearest_adversarial(copy.deepcopy(model), task, x, y)
+        x, y = portraits(handover, device)
+        frozen = copy.deepcopy(model)
+        parts = [nearest_adversarial(frozen, task, *some) for some in zip(x.split(64), y.split(64), strict=True)]
+        pictures, answers, found = (torch.cat(part) for part in zip(*parts, strict=True))
         batches: list[Batch] = [(pictures[found], answers[found])] if found.any() else []
         if self.with_portraits: batches.append((x, y))
         optimizer = torch.optim.SGD(model.parameters(), self.lr)
         for _ in range(self.steps):
             optimizer.zero_grad()
-            for some, taught in batches: task_loss(task, model(some), taught).backward()
+            for some, taught in batches: pull(model, task, some, taught)
             optimizer.step()
         return model

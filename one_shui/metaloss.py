@@ -8,10 +8,11 @@ __all__ = ['Moved', 'Losses', 'MetaLoss', 'moved_parameters', 'Support', 'unlear
 
 # %% ../nbs/40_metaloss.ipynb #51008a90
 import itertools
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .models import logits_and_features
 from .scores import task_score
-from .task import Batch, Task, multi_hot, task_loss
+from .task import Batch, Task, check_choice, multi_hot, task_loss
 from .unlearn import give_back
 
 # %% ../nbs/40_metaloss.ipynb #bc620a5d
@@ -147,10 +148,16 @@ class Objective:
     absent: float | None = None                                    # Average precision of an attribute absent from a batch; None: left out
     keep_val: float = 0.                                           # Weight of a term that ties val after the step to val before it
 
+    def __post_init__(self):
+        for name in ("compare", "distance"):
+            check_choice(f"objective.{name}", getattr(self, name), get_args(get_type_hints(Objective)[name]))
+
     def level(self, task: Task, logits: Tensor, targets: Tensor) -> Tensor:
         "L of one batch"
         loss = task_loss(task, logits, targets)
-        return loss * (1 - task_score(task, logits.detach(), targets, self.absent)) if self.weigh_by_score else loss
+        if not self.weigh_by_score: return loss
+        score = task_score(task, logits.detach(), targets, self.absent)
+        return loss if math.isnan(score) else loss * (1 - score)  # no number: a batch without any attribute
 
     def apart(self, forget: Tensor, before: Tensor | float, after: Tensor | float) -> Tensor:
         "A of one pair of batches, from their levels"
@@ -279,7 +286,7 @@ def meta_gradient(
         for sum_, g in zip(gradient, torch.autograd.grad(-eta * product, weights, allow_unused=True, materialize_grads=True), strict=True):
             sum_ += g
     if shared:
-        for t in (*gradient, known := torch.tensor(total)): dist.all_reduce(t)
+        for t in (*gradient, known := torch.tensor(total, device=gradient[0].device)): dist.all_reduce(t)
         total = known.item()
     return MetaStep(dict(zip(names, gradient, strict=True)), total, values[0].item(), path[-1])
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import numpy as np
 import torch
@@ -24,11 +24,11 @@ from . import __version__
 from .loaders import FaceLoader, FaceSet
 from .metaloss import (
     MetaLoss, Moved, Objective, Support, loss_sequence, meta_gradient, moved_parameters, unlearning_step, val_levels)
-from .models import logits_and_features, read_tensors, write_tensors
+from .models import logits_and_features, read_tensors, weights_digest, write_tensors
 from .rehearsal import Judge, play_requests
 from .settings import published_settings
 from .splits import simulate_requests
-from .task import BadInput, Batch
+from .task import BadInput, Batch, check_choice
 from .unlearn import Artifact, Needs, Unlearner
 
 # %% ../nbs/41_metaunlearn.ipynb #0ff8af6b
@@ -98,8 +98,10 @@ class _State:
         "Go on from a file, if there is one; raises `BadInput` when it belongs to other settings"
         if not file.exists(): return False
         tensors, facts = read_tensors(file)
-        if facts["settings"] != expected:
-            raise BadInput(f"{file} is of a meta-training with other settings; remove it, or choose another file")
+        for name, wanted in expected.items():
+            if facts.get(name) != wanted:
+                raise BadInput(f"{file} is of a meta-training with other {name}: {facts.get(name)}, not {wanted}; "
+                               "remove it, or choose another file")
         part = lambda prefix: {name[len(prefix):]: t for name, t in tensors.items() if name.startswith(prefix)}
         self.losses.load_state_dict(part("losses."))
         state: dict[int, dict[str, Tensor]] = {}
@@ -143,24 +145,32 @@ class MetaUnlearn(Unlearner):
 
     def __post_init__(self):
         if isinstance(self.objective, dict): self.objective = Objective(**self.objective)  # from a command line
+        check_choice("moved", self.moved, get_args(Moved))
+        for name in ("lr", "eta", "dropout", "held_out"):
+            if not isinstance(value := getattr(self, name), int | float):
+                raise BadInput(f"metaunlearn's {name} is {value!r}; it should be a number")
         if 0. not in self.strengths: raise BadInput(f"strengths {self.strengths} have to contain 0, so that doing nothing can be chosen")
 
     @classmethod
     def for_request(cls, dataset: str, n_forget: int, arch: str = "vit_base_patch16_224", /, **settings) -> "MetaUnlearn":
         "Published settings; simulated requests as large as the real one unless they say otherwise"
+        alone = 50 if dataset == "celebahq" else 10  # whom the paper simulates for somebody who asks alone
         found = published_settings(cls.name, dataset, arch, n_forget)[0]
-        return cls(**{"n_forget": n_forget if n_forget > 1 else 10, **found, **settings})
+        return cls(**{"n_forget": n_forget if n_forget > 1 else alone, **found, **settings})
 
     def prepare(self, model: nn.Module, train: FaceSet, val: FaceSet) -> Artifact:
         "Meta-train the loss on simulated requests"
         device, people = next(model.parameters()).device, sorted(set(train.identities))
         players, judges = _hold_out(train, self.held_out, self.n_forget, self.seed)
+        if self.held_out and not judges:
+            warnings.warn(f"{len(people)} people are too few to hold some out from requests of {self.n_forget}; "
+                          "MetaUnlearn's step is used at full strength, unjudged", stacklevel=2)
         torch.manual_seed(self.seed)
         losses = self._new_losses(model, train, people).to(device)
         optimizer = torch.optim.AdamW(losses.parameters(), self.lr, amsgrad=True)
-        settings = self._card()
-        state = _State(losses, optimizer, dict(settings=settings, round=0, curve=[], history=[], chosen=None), {})
-        if not (self.checkpoint and state.load(self.checkpoint, settings)): self._judge(state, model, train, val, people, judges)
+        card = dict(settings=self._card(), network=weights_digest(model.state_dict()), pictures=len(train), players=len(players))
+        state = _State(losses, optimizer, dict(card, judges=len(judges), round=0, curve=[], history=[], chosen=None), {})
+        if not (self.checkpoint and state.load(self.checkpoint, card)): self._judge(state, model, train, val, people, judges)
         playing, val_batches = train.subset(np.isin(train.identities, players).nonzero()[0]), _Batches(val, self.batch_size, device)
         levels = val_levels(model, train.task, val_batches, self.objective)
         bar = tqdm(desc="meta-training", total=self.epochs, initial=state.facts["round"], disable=not self.progress)
@@ -171,8 +181,8 @@ class MetaUnlearn(Unlearner):
             bar.update()
         bar.close()
         if self.checkpoint: self.checkpoint.unlink(missing_ok=True)
-        known = dict(torch=torch.__version__, one_shui=__version__, players=len(players), judges=len(judges))
-        return Artifact(state.best, dict(state.facts, people=people, features=losses[0].n_features, **known))
+        versions = dict(torch=torch.__version__, one_shui=__version__)
+        return Artifact(state.best, dict(state.facts, people=people, features=losses[0].n_features, **versions))
 
     def unlearn(self, model: nn.Module, artifact: Artifact, handover) -> nn.Module:
         "The chosen step on the support pictures"

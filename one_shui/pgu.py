@@ -83,7 +83,7 @@ def forgetting_loss(
     entropy = -(probabilities * logits.log_softmax(1)).sum(1).mean()
     if task.is_multi_label:
         true = targets.bool()
-        return -(1 - logits.sigmoid()[true] + .05).log().mean() - .2 * entropy
+        return -(1 - logits.sigmoid()[true] + .05).log().sum() / true.sum().clamp(min=1) - .2 * entropy
     own = probabilities.gather(1, targets[:, None])[:, 0]
     return -(1 - own + .05).log().mean() - .2 * entropy
 

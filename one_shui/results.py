@@ -38,11 +38,12 @@ def result_table(
 ) -> pd.DataFrame:       # Text, one row a method
     "Scores in percent, ToW and seconds of each method, with 95 % intervals: over seeds where there are three, over people within one"
     rows = _with_score(rows)
-    rows = pd.concat([rows, rows.drop_duplicates(["seed", "method"]).assign(split="all", metric="seconds", value=lambda r: r["seconds"])])
+    rows = pd.concat([rows, rows.drop_duplicates(["seed", "method"]).assign(
+        split="all", metric="seconds", value=lambda r: r["seconds"], low=float("nan"), high=float("nan"))])
     def cell(method, split, metric):
         found = rows.query("method == @method and split == @split and metric == @metric")
         if found.empty: return "–"
-        if metric == "over_forgot": return "yes" if found["value"].mean() > .5 else "no"
+        if metric == "over_forgot": return {0: "no", len(found): "yes"}.get(times := int(found["value"].sum()), f"{times} of {len(found)}")
         mean, half = mean_and_interval(found["value"])
         if len(found) > 2: return f"{mean:.2f} ± {half:.2f}"
         low, high = found.reindex(columns=["low", "high"]).iloc[0]

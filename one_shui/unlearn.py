@@ -138,6 +138,7 @@ def watch_memory(cuda: bool) -> Iterator[list[float]]:
 class Original(Unlearner):
     "Do nothing"
     name: ClassVar[str] = "original"
+    source: ClassVar[str] = "nothing is done"
     needs: ClassVar[Needs] = "support"
 
     def unlearn(self, model, artifact, handover): return model
@@ -147,6 +148,7 @@ class Original(Unlearner):
 class Retrain(Unlearner):
     "Train again, from the same start, without the forget pictures"
     name: ClassVar[str] = "retrain"
+    source: ClassVar[str] = "trained again without the people who asked"
     needs: ClassVar[Needs] = "full"
     train_on: Callable[[FaceSet, FaceSet], nn.Module] | None = None  # (retain, val) → network, from the original's start
 
@@ -160,6 +162,7 @@ class GradientAscent(Unlearner):
     "Ascend the task's loss on the support pictures"
     name: ClassVar[str] = "gradient_ascent"
     needs: ClassVar[Needs] = "support"
+    source: ClassVar[str] = "Thudi et al., Unrolling SGD, EuroS&P 2022, and earlier"
     lr: float = 5e-3   # Step size
     steps: int = 5     # How many
 
@@ -264,7 +267,7 @@ def apply_method(
         artifact = Artifact.load(file)
     fresh = type(method)(**{f.name: getattr(method, f.name) for f in fields(method)})
     more = (forget, retain, val) if method.needs == "full" else ()
-    lent = [support.lend(), *(part if part is None else part.lend() for part in more)]
+    lent = [support.take_out(), *(part if part is None else part.lend() for part in more)]
     with watch_memory(next(model.parameters()).is_cuda) as peak, _seeded(method.seed):
         start = time.perf_counter()
         unlearned = fresh.unlearn(copy.deepcopy(model).eval(), artifact, Handover(*lent))  # type: ignore[arg-type]
