@@ -10,6 +10,7 @@ __all__ = ['COLUMNS', 'SETS', 'TOLERANCE', 'Say', 'Config', 'make_method', 'sett
 
 # %% ../nbs/50_experiment.ipynb #53019225
 import json
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -348,7 +349,9 @@ def forget(
 ) -> pd.DataFrame:         # Rows of the method
     "Prepare and apply one method, save what it makes, measure it"
     method = ready_method(config, folder, name, spec, progress)
-    say(f"{name}: {'preparing and ' if method.needs == 'statistics' else ''}forgetting {pictures.splits.request.n_forget} people")
+    people = pictures.splits.request.n_forget
+    doing = {"original": "scoring the network as it is", "retrain": f"training again without the {people} who ask"}
+    say(f"{name}: {doing.get(name, f'preparing, then forgetting {people}' if method.needs == 'statistics' else f'forgetting {people}')}")
     prepared = prepare_once(method, folder / f"{name}-artifact.safetensors", original, pictures)
     answers, cost = apply_and_keep(folder, name, method, prepared, original, spec, pictures)
     before = answers if name == "original" else stored_answers(folder, "original", original, pictures)
@@ -420,14 +423,19 @@ def run(
     file = folder / "results.csv"
     rows = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=COLUMNS)
     done = [name for name in config.methods if name in set(rows["method"])]
-    if done: say(f"already in {folder}: {', '.join(done)}")
+    if done: say(f"already in {folder}: {', '.join(done)} (if their code has changed since, use another folder)")
     missing = [name for name in config.methods if name not in done]
     if not missing: return rows
     pictures = load_pictures(config, folder, progress)
+    for name in ("retain", "val"):
+        if (few := len(getattr(pictures, name))) < 5:
+            raise BadInput(f"{name} has only {few} pictures, and attacks need 5; use more people, more pictures or a smaller --n-forget")
     keep_config(config, folder)
     original, spec = original_network(config, folder, pictures, progress, say)
     for name in missing:
+        start = time.perf_counter()
         new = forget(config, folder, name, original, spec, pictures, progress, say)
+        say(f"  done in {time.perf_counter() - start:.0f} s")
         before = 100 * stored_answers(folder, "original", original, pictures).part("val").score
         rows = add_tow(pd.concat([rows, new], ignore_index=True) if len(rows) else new, _tow_intervals(config, folder, rows, name), before)
         write_text(file, rows.to_csv(index=False))

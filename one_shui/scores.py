@@ -152,4 +152,5 @@ def score_interval(
 ) -> tuple[float, float]:
     "Interval of `task_score` when people are drawn with replacement"
     drawn = weighted_scores(task, logits, targets, draw_people(identities, draws, seed))
-    return interval_around(task_score(task, logits, targets), drawn, level)
+    low, high = interval_around(task_score(task, logits, targets), drawn, level)
+    return max(low, 0.), min(high, 1.)  # nan stays nan

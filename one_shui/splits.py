@@ -70,6 +70,10 @@ def make_splits(
     least = 6 if n_forget == 1 else 2
     eligible = [person for person in train_people if counts[person] >= least]
     if len(eligible) < n_forget:
+        several = sum(counts[person] > 1 for person in train_people)
+        if n_forget == 1 and several > 1:
+            raise BadInput(f"one person who asks alone needs {least} pictures or more, and nobody in train of {faces.name} has them; "
+                           f"use --n-forget 2 to {several}, or more pictures")
         raise BadInput(f"{n_forget} people can't ask: only {len(eligible)} of {len(counts)} people in {faces.name} are in train "
                        f"with {least} pictures or more; use --n-forget {max(len(eligible), 1)} or fewer, or more pictures")
     askers = rng.choice(eligible, n_forget, replace=False)
