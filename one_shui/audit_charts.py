@@ -196,7 +196,7 @@ def save_audit_report(
     def table(frame: pd.DataFrame) -> str: return f'<div class="wide">{frame.to_html(border=0, na_rep="–")}</div>'
     said = [f"RMIA TPR is the share of members found while {least:.2f} % of others are accused, the least that so few can show.",
             "AUC 50 is chance; linkage, probe and regained points mean something beside the retrained network's.",
-            "Linkage of strangers is what the same network makes of people it never saw.",
+            "Linkage of strangers is of people the network never saw; what changes both is no memory of those who asked.",
             "Intervals are over people within this run; of one person there is none."]
     sections = [("Attacks", table(audit_table(results, audits)) + "".join(f"<p>{html.escape(s)}</p>" for s in said)),
                 ("Charts", "\n".join(chart_html(name, chart) for name, chart in charts.items())),
