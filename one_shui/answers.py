@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from .attacks import blind_loss_attack, loss_attack, threshold_attack
+from .attacks import auc_interval, blind_loss_attack, loss_attack, threshold_attack
 from .loaders import FaceSet
 from .scores import draw_people, interval_around, predict, score_interval, score_name, task_score, tow_factor, weighted_scores
 from .splits import write_file
@@ -111,11 +111,14 @@ def describe(
         low, high = score_interval(task, part.logits, part.targets, part.identities, draws, seed=seed)
         found += [(name, score_name(task), part.score, 100 * low, 100 * high), (name, "loss", part.losses.mean().item())]
     losses = {name: part.losses for name, part in parts.items()}
+    forget, val, of = parts["forget"], parts["val"], (parts["forget"].identities, parts["test"].identities)
     paper, blind = loss_attack(**losses), blind_loss_attack(**losses, seed=seed)
-    found += [("forget", "loss attack AUC", 100 * paper.auc), ("forget", "judged out", 100 * paper.judged_out),
-              ("forget", "blind loss attack AUC", 100 * blind.auc),
-              ("forget", "threshold AUC", 100 * threshold_attack(losses["forget"], losses["test"]).auc)]
-    forget, val = parts["forget"], parts["val"]
+    plain = auc_interval(-losses["forget"], of[0], -losses["test"], of[1], draws, seed=seed)
+    aucs = [("loss attack AUC", paper.auc, *paper.interval(*of, draws, seed)),
+            ("blind loss attack AUC", blind.auc, *blind.interval(*of, draws, seed)),
+            ("threshold AUC", threshold_attack(losses["forget"], losses["test"]).auc, *plain)]
+    found += [("forget", name, *(100 * v for v in values)) for name, *values in aucs]
+    found.append(("forget", "judged out", 100 * paper.judged_out))
     found.append(("forget", "gap to val", forget_gap(task, forget.logits, forget.targets, val.logits, val.targets)))
     if original is not None:
         before = original.part("val")

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .answers import Answers
-from .attacks import check_disjoint, roc
+from .attacks import check_disjoint, check_owners, roc
 from .audit import ATTACKED, Audit, anamnesis_table, attack, audit_table, verdict_correlations
 from .lira import confidence
 from .models import read_tensors
@@ -34,7 +34,9 @@ def roc_band(
     draws: int = 200,     # Bootstrap samples
     seed: int = 0,        # Of the samples
 ) -> tuple[np.ndarray, np.ndarray]:  # 2.5 and 97.5 % of the TPR at each rate, when people are drawn with replacement
-    "How far the curve may be off; raises `BadInput` when people overlap"
+    "How far the curve may be off; raises `BadInput` when people overlap or don't fit the scores"
+    check_owners("members", members, of_members)
+    check_owners("others", others, of_others)
     check_disjoint(members=of_members, others=of_others)
     order, found = np.argsort(-np.asarray(others), kind="stable"), []
     members, sorted_others = np.asarray(members), np.asarray(others)[order]
@@ -194,7 +196,8 @@ def save_audit_report(
     def table(frame: pd.DataFrame) -> str: return f'<div class="wide">{frame.to_html(border=0, na_rep="–")}</div>'
     said = [f"RMIA TPR is the share of members found while {least:.2f} % of others are accused, the least that so few can show.",
             "AUC 50 is chance; linkage, probe and regained points mean something beside the retrained network's.",
-            "Intervals are over people within this run."]
+            "Linkage of strangers is of people the network never saw; what changes both is no memory of those who asked.",
+            "Intervals are over people within this run; of one person there is none."]
     sections = [("Attacks", table(audit_table(results, audits)) + "".join(f"<p>{html.escape(s)}</p>" for s in said)),
                 ("Charts", "\n".join(chart_html(name, chart) for name, chart in charts.items())),
                 ("Relearning", table(anamnesis_table(audits).round(2)))]

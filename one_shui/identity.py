@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from .attacks import check_disjoint, roc
+from .attacks import check_disjoint, check_owners, roc
 from .loaders import FaceLoader, FaceSet
 from .models import logits_and_features
 from .scores import predict, task_score
@@ -48,6 +48,8 @@ def linkage(
     strangers: Tensor, of_strangers,  # (m, width) and (m,): people the network never saw
 ) -> np.ndarray:                     # (people,) in [0, 1], in the order of their sorted names; 0.5: features don't tell
     "For each person, the AUC of same-person pairs against pairs with strangers; nan for a person with one picture. Raises `BadInput`"
+    check_owners("people", features, identities)
+    check_owners("strangers", strangers, of_strangers)
     check_disjoint(people=identities, strangers=of_strangers)
     if not len(features) or not len(strangers): raise BadInput("linkage needs pictures of the people in question and of strangers")
     if not (features.isfinite().all() and strangers.isfinite().all()): raise BadInput("linkage needs finite features")
@@ -65,7 +67,9 @@ def probe(
     features: Tensor, identities,  # (n, width) and (n,): at least two people with two pictures each
     seed: int = 0,                 # Of the halves
 ) -> np.ndarray:                   # (people,) in [0, 1], in the order of their sorted names; chance is 1 / people
-    "Share of each person's pictures that a linear probe names, two-fold; raises `BadInput` when there are too few"
+    "Share of each person's pictures that a linear probe names, two-fold; raises `BadInput` for too few of them and for a nan"
+    check_owners("features", features, identities)
+    if bad := int((~features.isfinite()).sum()): raise BadInput(f"a probe needs finite features; {bad} of {features.numel()} are not")
     names, of, counts = np.unique(identities, return_inverse=True, return_counts=True)
     if len(names) < 2 or counts.min() < 2:
         raise BadInput(f"a probe needs at least 2 people with 2 pictures each; here are {len(names)}, the smallest with {counts.min()}")
