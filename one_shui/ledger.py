@@ -108,6 +108,7 @@ def plain(value: Any) -> Any:
 # %% ../nbs/61_ledger.ipynb #2adee52e
 _LINE = dict(n=int, time=str, event=Literal["started", "done", "refused"], request=str, previous=str)
 _DONE = dict(before=str, after=str, out=str, receipt=str, sha256=str)  # What a line says besides when a request is done
+_STARTS = b'{"after":"', b'{"before":"', b'{"event":"'  # How lines begin, in alphabetical order
 
 
 def _seal(entry: dict) -> str:
@@ -135,7 +136,10 @@ class Ledger:
         ledger = cls(Path(file))
         try: held = ledger.file.read_bytes() if ledger.file.exists() else b""
         except OSError as error: raise BadInput(f"can't read the ledger {file}: {error.strerror}") from error
-        for n, line in enumerate(held.split(b"\n")[:-1], 1):  # what no line's end follows was being written when a process died
+        *whole, half = held.split(b"\n")  # what no line's end follows was being written when a process died
+        if not any(half.startswith(start) or start.startswith(half) for start in _STARTS):
+            raise BadInput(f"{file} is no ledger: it ends in something else than half a line; choose another file")
+        for n, line in enumerate(whole, 1):
             where = f"{file}, line {n}"
             entry = read_json(line, where)
             if not isinstance(entry, dict) or (entry.get("n"), entry.get("previous"), entry.get("seal")) != (n, ledger.last, _seal(entry)):

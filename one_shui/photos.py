@@ -85,7 +85,7 @@ def _decoded(file: Path) -> tuple[Image.Image, list[str]]:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as opened:
             if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                raise BadInput(f"has {opened.width}×{opened.height} pixels, too many to decode; send a smaller one")
+                raise Image.DecompressionBombError
             said = ["only its first frame is used"] if getattr(opened, "n_frames", 1) > 1 else []
             image, more = _shades(opened)
             return upright(image), said + more

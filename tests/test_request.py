@@ -147,7 +147,7 @@ def test_odd_photos_are_read(tmp_path):
 def test_bombs_and_rubbish_are_refused(tmp_path, monkeypatch):
     Image.new("L", (400, 400)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    with pytest.raises(BadInput, match="too many to decode|can't be read"): read_photo(tmp_path / "bomb.png", 32)
+    with pytest.raises(BadInput, match="too many pixels to decode"): read_photo(tmp_path / "bomb.png", 32)
     (tmp_path / "cut.png").write_bytes((tmp_path / "bomb.png").read_bytes()[:60])
     for name in ("cut.png", "none.png"):
         with pytest.raises(BadInput): read_photo(tmp_path / name, 32)
