@@ -227,10 +227,11 @@ def prepare_command(
     from one_shui.faces import read_faces
     from one_shui.loaders import cached_pictures, face_set
     from one_shui.own_model import open_any
-    from one_shui.request import check_out, check_settings, contents, prepare_artifact, refuse_taken
+    from one_shui.request import check_crop, check_out, check_settings, contents, prepare_artifact, refuse_taken
     from one_shui.splits import load_splits
     from one_shui.unlearn import find_method
     check_out(out, model)
+    check_crop(crop, "--crop")
     refuse_taken(out)
     kind = find_method(method)
     if kind.needs == "full": raise BadInput(f"{method} needs the training data when somebody asks; choose another method, e.g. key_edit")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'PAST', 'PHOTOS', 'TOLERANCE', 'PLAIN', 'Model', 'refuse_pickle', 'check_use', 'open_model', 'check_out',
-           'refuse_taken', 'settings_of', 'check_settings', 'prepare_artifact', 'contents', 'read_artifact', 'Asked',
-           'read_requests', 'support_set', 'compare_models', 'check_pictures', 'Options', 'request_id', 'Answer',
-           'answer_request', 'write_unlearned', 'verify_models']
+           'refuse_taken', 'settings_of', 'check_settings', 'prepare_artifact', 'check_crop', 'contents',
+           'read_artifact', 'Asked', 'read_requests', 'support_set', 'compare_models', 'check_pictures', 'Options',
+           'request_id', 'Answer', 'answer_request', 'write_unlearned', 'verify_models']
 
 # %% ../nbs/62_request.ipynb #931240db
 import hashlib
@@ -143,7 +143,7 @@ def prepare_artifact(
     if method.needs == "full": raise BadInput(f"{method.name} needs the training data when somebody asks; use another, e.g. key_edit")
     settings = settings_of(method)
     check_settings(type(method), settings, f"the settings of {method.name}")
-    _check_crop(crop, "the crop")
+    check_crop(crop, "the crop")
     played = play_requests(train, people, 1, seed=method.seed + 1)[0]  # if that can't be, it has to show before the long part
     artifact = prepare_method(method, model.network, train, val).artifact
     network, _ = apply_method(method, model.network, artifact, played.support)
@@ -162,7 +162,7 @@ def _figures(judge: Judge, network: nn.Module, played: Played) -> dict[str, floa
     except BadInput: return dict.fromkeys(("forget", "rest", "val", "simulated ToW"))
 
 
-def _check_crop(crop: float, where: str) -> None:
+def check_crop(crop: float, where: str) -> None:
     "Raise `BadInput` for a share that no picture can be cut to"
     if not 0 < crop <= 1: raise BadInput(f"{where} is {crop}; it is the share of a picture that is kept, above 0 and up to 1")
 
@@ -199,7 +199,7 @@ def read_artifact(file: str | Path) -> Artifact:
     except (ValueError, RecursionError, RuntimeError): sealed = None
     if artifact.facts["seal"] != sealed: raise BadInput(f"{file} is damaged: its seal doesn't fit; use a copy, or prepare it again")
     check_facts(artifact.facts, _FACTS, file, "prepare it again")
-    _check_crop(artifact.facts["crop"], f"{file}: crop")
+    check_crop(artifact.facts["crop"], f"{file}: crop")
     return artifact
 
 # %% ../nbs/62_request.ipynb #6661153c
@@ -346,7 +346,7 @@ def check_pictures(
     crop: float = 1.,
 ) -> tuple[FaceSet, FaceSet]:  # Of others, of those who ask
     "Labelled pictures to measure with; raises `BadInput` when their labels aren't the model's"
-    _check_crop(crop, "the crop")
+    check_crop(crop, "the crop")
     faces = read_faces("own", str(source))
     if faces.task.classes != model.task.classes:
         stray = sorted(set(faces.task.classes) ^ set(model.task.classes))
@@ -445,7 +445,8 @@ def answer_request(
         if line is not None and _still_there(ledger, line): return Answer(_done_before(line), again=True)
         if request in model.forgot: return Answer(dict(request=request, proves=["This model has forgotten them already."]), again=True)
         begun = _begun(ledger, out, request, model.weights)
-        if not (begun and read_header(out).get("request") == request): refuse_taken(out, *papers)
+        ours = begun and read_header(out).get("request") == request
+        if not ours: refuse_taken(out, *papers)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
             network, cost = apply_method(unlearner, model.network, artifact or Artifact(), support, origin=model.origin)
@@ -461,6 +462,7 @@ def answer_request(
             raise BadInput(f"others' score would fall by {lost:.1f} points, more than {options.tolerance:g}; nothing was changed. "
                            f"Use another method, or accept it with --force. Measured: {measured}")
         if options.dry_run: return Answer(receipt)
+        if not ours: refuse_taken(out, *papers)  # that took a while; another model's request may have written there
         place, before = _place(ledger, out), model.weights
         if not begun: ledger.append(event="started", request=request, method=unlearner.name, before=before, out=place)
         write_unlearned(model, network, out, request)

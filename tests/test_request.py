@@ -282,6 +282,7 @@ def test_malformed_input_ends_in_one_line(desk, monkeypatch, capsys, words, said
     (("prepare", "--out", "model.safetensors"), "never overwritten"),
     (("prepare", "--out", "key"), "is there already"),
     (("prepare", "--out", "nowhere/a"), "no folder nowhere"),
+    (("prepare", "--out", "a", "--crop", "nan"), "--crop is nan"),
     (("prepare", "--out", "a", "--method", "scrub"), "needs the training data"),
     (("prepare", "--out", "a", "--set", "key_edit.rank=[3]"), "rank is [3]"),
     (("prepare", "--out", "a", "--set", "key_edit.nope=3"), "has no 'nope'"),
