@@ -27,7 +27,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="
 def read_value(text: str):
     "A value as JSON, or the text itself"
     try: return json.loads(text)
-    except json.JSONDecodeError: return text
+    except (ValueError, RecursionError): return text
 
 
 def _settings(given: list[str]) -> dict[str, dict]:
@@ -40,6 +40,13 @@ def _settings(given: list[str]) -> dict[str, dict]:
             raise BadInput(f"can't read the setting {text!r}; write --set METHOD.NAME=VALUE, e.g. --set metaunlearn.eta=0.03")
         settings.setdefault(method, {})[key] = read_value(value)
     return settings
+
+
+def _settings_for(method: str | None, given: list[str] | None) -> dict:
+    "The settings of one method; raises `BadInput` when others are named too"
+    settings = _settings(given or [])
+    if stray := settings.keys() - {method}: raise BadInput(f"--set {min(stray)}.…, but the method is {method}; leave it out")
+    return settings.get(method or "", {})
 
 # %% ../nbs/52_cli.ipynb #97cf6c1b
 def _run(config, out: str) -> None:
@@ -212,31 +219,34 @@ def prepare_command(
     model: Annotated[str, typer.Option(help="The model in production, .safetensors.")],
     dataset: Annotated[str, typer.Option(help="celeba, celebahq, mufac, mucac, lfw or own.")],
     splits: Annotated[str, typer.Option(help="splits.json of the model's run, or from one-shui data split.")],
-    out: Annotated[str, typer.Option(help="Where the artifact goes.")],
+    out: Annotated[str, typer.Option(help="Where the artifact goes; must not exist.")],
     method: Annotated[str, typer.Option(help="A method that works from statistics; see one-shui methods.")] = "key_edit",
     root: Annotated[Optional[str], typer.Option(help="Folder that holds the dataset's folder.")] = None,
     people: Annotated[int, typer.Option(help="How many will ask at once.", min=1)] = 1,
     crop: Annotated[float, typer.Option(help="Share of a picture that was kept in training.")] = 1.,
     describe: Annotated[Optional[str], typer.Option(help="YAML that describes a model of your own.")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="METHOD.NAME=VALUE, as often as needed.")] = None,
-    seed: Annotated[int, typer.Option(help="Of anything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of anything random.", min=0)] = 0,
 ):
     "While training data exist: keep what a method will need, and rehearse a request."
     from one_shui.faces import read_faces
     from one_shui.loaders import cached_pictures, face_set
     from one_shui.own_model import open_any
-    from one_shui.request import contents, prepare_artifact
+    from one_shui.request import check_crop, check_out, check_settings, contents, prepare_artifact, refuse_taken
     from one_shui.splits import load_splits
     from one_shui.unlearn import find_method
-    given = _settings(settings or [])
-    if stray := given.keys() - {method}: raise BadInput(f"settings for {sorted(stray)[0]}, but the method is {method}")
+    check_out(out, model)
+    check_crop(crop, "--crop")
+    refuse_taken(out)
+    kind = find_method(method)
+    if kind.needs == "full": raise BadInput(f"{method} needs the training data when somebody asks; choose another method, e.g. key_edit")
+    given = check_settings(kind, _settings_for(method, settings), "--set")
     opened = open_any(model, describe)
     faces = read_faces(dataset, root)
     if faces.task != opened.task: raise BadInput(f"{dataset} has other labels than {model}; prepare it on the data it was trained on")
     split, decoded = load_splits(splits, faces), cached_pictures(faces, opened.size, crop=crop, progress=sys.stderr.isatty())
-    kind = find_method(method)
     arch = opened.header.get("spec", {}).get("arch", "resnet18")
-    unlearner = kind.for_request(dataset, people, arch, **{"seed": seed, **given.get(method, {})})
+    unlearner = kind.for_request(dataset, people, arch, **{"seed": seed, **given})
     train, val = (face_set(faces, decoded, rows) for rows in (split.train, split.val))
     artifact = prepare_artifact(opened, train, val, unlearner, people, crop)
     artifact.save(out)
@@ -249,7 +259,7 @@ def prepare_command(
              "--out model-2.safetensors`")
 def forget_command(
     model: Annotated[str, typer.Option(help="The model in production; it is never changed.")],
-    out: Annotated[str, typer.Option(help="Where the unlearned model goes; the receipt goes beside it.")],
+    out: Annotated[str, typer.Option(help="Where the unlearned model goes, .safetensors; must not exist. The receipt goes beside it.")],
     artifact: Annotated[Optional[str], typer.Option(help="From one-shui prepare.")] = None,
     method: Annotated[Optional[str], typer.Option(help="Without an artifact: a method that needs only photos.")] = None,
     photo: Annotated[Optional[list[str]], typer.Option(help="A photo of the person, as often as there are photos.")] = None,
@@ -258,14 +268,14 @@ def forget_command(
     requests: Annotated[Optional[str], typer.Option(help="Many people: a CSV (photo, identity, labels), or a folder of folders.")] = None,
     check: Annotated[Optional[str], typer.Option(help="Labelled pictures to measure with: a folder with labels.csv.")] = None,
     key: Annotated[Optional[str], typer.Option(help="File with the key that signs the receipt.")] = None,
-    ledger: Annotated[Optional[str], typer.Option(help="The model's ledger; default: beside the model.")] = None,
+    ledger: Annotated[Optional[str], typer.Option(help="The model's ledger; default: beside it; copies of a model share one.")] = None,
     find_face: Annotated[bool, typer.Option("--find-face", help="Cut photos to the face (needs one_shui[faces]).")] = False,
     tolerance: Annotated[float, typer.Option(help="Points that others' score may fall.")] = 5.,
     force: Annotated[bool, typer.Option("--force", help="Go on even if it falls more.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, but write nothing.")] = False,
     describe: Annotated[Optional[str], typer.Option(help="YAML that describes a model of your own.")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="METHOD.NAME=VALUE, without an artifact.")] = None,
-    seed: Annotated[int, typer.Option(help="Of anything random, without an artifact.")] = 0,
+    seed: Annotated[Optional[int], typer.Option(help="Of anything random, without an artifact; default: 0.", min=0)] = None,
 ):
     "When somebody asks: a new model, a receipt, a line in the ledger. The same request twice is recognised."
     from pathlib import Path
@@ -275,10 +285,13 @@ def forget_command(
     from one_shui.photos import opencv_faces
     from one_shui.request import Asked, Options, answer_request, read_requests
     if (artifact is None) == (method is None): raise BadInput("give --artifact FILE, or --method NAME for a method that needs none")
-    if (requests is None) == (not photo or identity is None): raise BadInput("give --photo and --identity, or --requests for many people")
+    if requests is None and (not photo or identity is None): raise BadInput("give --photo and --identity, or --requests for many people")
+    if requests is not None and (photo or identity is not None or labels is not None):
+        raise BadInput("--requests says who asks; leave out --photo, --identity and --labels")
     named = None if labels is None else tuple(label.strip() for label in labels.split(",") if label.strip())
     asked = [Asked(str(identity), tuple(Path(p) for p in photo or []), named)] if requests is None else read_requests(requests)
-    of_method, signing = _settings(settings or []).get(method or "", {}), None if key is None else read_key(key)
+    of_method = _settings(settings or []) if method is None else _settings_for(method, settings)
+    signing = None if key is None else read_key(key)
     answer = answer_request(
         open_any(model, describe), asked, out, artifact, method, of_method, Options(tolerance, force, dry_run, seed), signing, check,
         opencv_faces if find_face else None, ledger)
@@ -309,7 +322,7 @@ def verify_command(
 @app.command(name="export", epilog="Example:\n\n`one-shui export --model model-2.safetensors --out model-2.pt2`")
 def export_command(
     model: Annotated[str, typer.Option(help="A model.")],
-    out: Annotated[str, typer.Option(help="Where the program goes.")],
+    out: Annotated[str, typer.Option(help="Where the program goes; must not exist.")],
     describe: Annotated[Optional[str], typer.Option(help="YAML that describes a model of your own.")] = None,
 ):
     "Write a model with torch.export, for serving: pictures in [0, 1] in, logits out."
@@ -329,14 +342,15 @@ def receipt_check_command(
     key: Annotated[Optional[str], typer.Option(help="File with the key that signed it.")] = None,
     before: Annotated[Optional[str], typer.Option(help="The model that it should be about, before.")] = None,
     after: Annotated[Optional[str], typer.Option(help="The model that it should be about, after.")] = None,
+    ledger: Annotated[Optional[str], typer.Option(help="The model's ledger, which should say so too.")] = None,
 ):
     "Is a receipt ours, and about these models? Exit code 1 if not."
     from one_shui.ledger import check_receipt, read_key, read_receipt
-    wrong = check_receipt(read_receipt(receipt), None if key is None else read_key(key), before, after)
-    looked = [name for name, given in (("signature", key), ("model before", before), ("model after", after)) if given]
+    wrong = check_receipt(read_receipt(receipt), None if key is None else read_key(key), before, after, ledger)
+    looked = [name for name, given in (("signature", key), ("model before", before), ("model after", after), ("ledger", ledger)) if given]
     for text in wrong: typer.echo(text)
     if wrong: raise typer.Exit(1)
-    typer.echo(f"good: {', '.join(looked)}" if looked else "it can be read; give --key, --before or --after to check it")
+    typer.echo(f"good: {', '.join(looked)}" if looked else "it can be read; give --key, --before, --after or --ledger to check it")
 
 
 @receipts.command(name="ledger", epilog="Example:\n\n`one-shui receipt ledger model.safetensors.ledger.jsonl`")
@@ -553,8 +567,8 @@ def bench_rmia_command(
 def main() -> None:
     "The console script"
     try: app()
-    except BadInput as error:
-        typer.echo(f"one-shui: {error}", err=True)
+    except (BadInput, OSError) as error:
+        typer.echo(f"one-shui: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on from here", err=True)

@@ -191,7 +191,8 @@ class MetaUnlearn(Unlearner):
         losses.load_state_dict(artifact.tensors)
         strangers = sorted(set(handover.support.identities) - set(people))
         if strangers:
-            warnings.warn(f"MetaUnlearn wasn't prepared on pictures of {', '.join(strangers)}; the mean code stands in", stacklevel=2)
+            warnings.warn(f"{len(strangers)} of those who ask weren't among the people whom MetaUnlearn was prepared on; "
+                          "the mean code stands in", stacklevel=2)  # no name: what is said here goes into receipts
             _welcome(losses, len(strangers))
             people = [*people, *strangers]
         losses.eval().to(device)

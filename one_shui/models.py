@@ -63,7 +63,10 @@ def check_spec(spec: ModelSpec) -> None:
         near = difflib.get_close_matches(spec.arch, [*timm.list_models(), "small_cnn"], 4)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them; small_cnn is ours"
         raise BadInput(f"unknown architecture {spec.arch!r}; {hint}")
-    with torch.device("meta"): patch = getattr(_build(spec), "patch_embed", None)
+    try:
+        with torch.device("meta"): patch = getattr(_build(spec), "patch_embed", None)
+    except Exception as error:  # a constructor may raise anything for options that it doesn't know
+        raise BadInput(f"{spec.arch} can't be built for {spec.size} pixels with {spec.options}: {error}") from error
     side = getattr(patch, "patch_size", None)
     side = side[0] if isinstance(side, tuple) else side
     if side and spec.size % side:

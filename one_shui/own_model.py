@@ -10,6 +10,7 @@ import importlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -18,9 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .ledger import check_facts
 from .models import ModelSpec, classifier_name, create_model, read_header
-from .request import Model, open_model, refuse_pickle
-from .task import BadInput, Task, check_choice
+from .request import PAST, Model, check_out, check_use, open_model, refuse_pickle, refuse_taken
+from .splits import write_file
+from .task import BadInput, Task
 
 # %% ../nbs/63_own_model.ipynb #ab065729
 @dataclass(frozen=True)
@@ -36,29 +39,25 @@ class Description:
     std: tuple[float, ...] = (.5, .5, .5)
 
 
+_SHAPE = dict(classes=list[str], task=Literal["multi-label", "multi-class"], builder=str | None, arch=str | None,
+              options=dict[str, Any], size=int, mean=tuple[float, float, float], std=tuple[float, float, float])
+
+
 def read_description(file: str | Path) -> Description:
     "Read a description from YAML; raises `BadInput` with the line's name that is wrong"
     try: facts = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error: raise BadInput(f"can't read {file}: {error}") from error
+    except Exception as error:  # YAML's constructors of dates and numbers raise what they like
+        raise BadInput(f"can't read {file} ({type(error).__name__}: {error}); write it as the tutorial on your own model shows") from error
     if not isinstance(facts, dict): raise BadInput(f"{file} has to hold names and values, e.g. arch: resnet18")
-    known = set(Description.__dataclass_fields__)
-    if stray := sorted(map(str, facts.keys() - known)):
-        raise BadInput(f"{file}: unknown entry {stray[0]!r}; known are {', '.join(sorted(known))}")
-    if not isinstance(facts.get("classes"), list) or not facts["classes"]:
-        raise BadInput(f"{file}: classes has to list what the outputs mean")
-    check_choice(f"task in {file}", facts.get("task", "multi-label"), ("multi-label", "multi-class"))
-    if (facts.get("builder") is None) == (facts.get("arch") is None):
+    if stray := sorted(map(str, facts.keys() - _SHAPE)):
+        raise BadInput(f"{file}: unknown entry {stray[0]!r}; known are {', '.join(sorted(_SHAPE))}")
+    given: dict[str, Any] = dict(task="multi-label", options={}, size=224, mean=(.5, .5, .5), std=(.5, .5, .5)) | facts
+    check_facts(given, _SHAPE, file, "names are words, in quotes where YAML would take them for something else")
+    check_use(given["classes"], given["size"], file)
+    if (given.get("builder") is None) == (given.get("arch") is None):
         raise BadInput(f"{file} needs builder: module:function or arch: a timm name")
-    if not isinstance(facts.get("options", {}), dict): raise BadInput(f"{file}: options are names and values")
-    size = facts.get("size", 224)
-    if not isinstance(size, int) or size < 8: raise BadInput(f"{file}: size is {size!r}; it has to be a whole number, at least 8")
-    for name in ("mean", "std"):
-        values = facts.get(name, [.5] * 3)
-        if not (isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values)):
-            raise BadInput(f"{file}: {name} is {values!r}; it has to be three numbers")
-        if name == "std" and min(values) <= 0: raise BadInput(f"{file}: std is {values!r}; it has to be above 0")
-        facts[name] = tuple(float(v) for v in values)
-    return Description(**{**facts, "classes": tuple(str(c) for c in facts["classes"])})
+    if min(given["std"]) <= 0: raise BadInput(f"{file}: std is {given['std']}; it has to be above 0")
+    return Description(**{**given, **{name: tuple(given[name]) for name in ("classes", "mean", "std")}})
 
 # %% ../nbs/63_own_model.ipynb #fe2ec2ba
 class Renormalise:
@@ -78,10 +77,12 @@ def _build(description: Description) -> nn.Module:
     module, _, name = (description.builder or "").partition(":")
     if str(Path.cwd()) not in sys.path: sys.path.insert(0, str(Path.cwd()))
     try: build = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f"can't find the builder {description.builder!r} ({error}); write module:function, importable from here") from error
+    except Exception as error:
+        raise BadInput(f"can't import the builder {description.builder!r} ({type(error).__name__}: {error}); "
+                       "write module:function, importable from here") from error
     try: network = build(**description.options)
-    except TypeError as error: raise BadInput(f"{description.builder} doesn't take these options: {error}") from error
+    except Exception as error:
+        raise BadInput(f"{description.builder} fails with the options {description.options} ({type(error).__name__}: {error})") from error
     if not isinstance(network, nn.Module): raise BadInput(f"{description.builder} returned {type(network).__name__}, not a torch.nn.Module")
     return network
 
@@ -100,10 +101,15 @@ def open_described(
     network.eval().to(default_device())
     network.register_forward_pre_hook(Renormalise(description.mean, description.std))
     classifier_name(network)
-    with torch.inference_mode(): outputs = network(torch.zeros(1, 3, description.size, description.size, device=default_device()))
-    if outputs.shape != (1, len(description.classes)):
-        raise BadInput(f"the network answers with shape {tuple(outputs.shape)}, the description names {len(description.classes)} classes")
-    since = {k: v for k, v in read_header(weights).items() if k in ("origin", "forgot")}  # when it has answered requests
+    try:
+        with torch.inference_mode(): outputs = network(torch.zeros(1, 3, description.size, description.size, device=default_device()))
+    except Exception as error:
+        raise BadInput(f"the network can't look at a picture of {description.size} pixels ({type(error).__name__}: {error})") from error
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if shape != (1, len(description.classes)):
+        raise BadInput(f"the network answers one picture with {shape}, the description names {len(description.classes)} classes")
+    since = {k: v for k, v in read_header(weights).items() if k in PAST}  # when it has answered requests
+    check_facts(since, PAST, weights)
     return Model(network, Task(description.task, description.classes), description.size, since, Path(weights))  # type: ignore[arg-type]
 
 
@@ -126,6 +132,8 @@ class Served(nn.Module):
 
 def export_model(model: Model, file: str | Path) -> None:
     "Write a model with `torch.export`, for any number of pictures (n, 3, size, size) in [0, 1]"
+    check_out(file, model.file)
+    refuse_taken(file)
     example = torch.rand(2, 3, model.size, model.size)
     program = torch.export.export(Served(model.network.cpu()).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
-    torch.export.save(program, str(file))
+    write_file(file, lambda partial: torch.export.save(program, str(partial)))

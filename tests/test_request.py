@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 import one_shui
@@ -24,14 +24,15 @@ from one_shui.cli import main
 from one_shui.experiment import Config, run
 from one_shui.faces import read_faces, save_faces
 from one_shui.ledger import Ledger, check_receipt, file_digest, read_key, read_receipt
-from one_shui.models import weights_digest
+from one_shui.loaders import FaceSet, cached_pictures, face_set
+from one_shui.models import ModelSpec, create_model, save_model, task_facts, weights_digest
 from one_shui.own_model import open_any, read_description
 from one_shui.photos import opencv_faces, read_photo
-from one_shui.request import Asked, Options, answer_request, open_model, read_requests
+from one_shui.request import Asked, Options, answer_request, open_model, prepare_artifact, read_artifact, read_requests, settings_of
 from one_shui.splits import load_splits
-from one_shui.task import BadInput
+from one_shui.task import BadInput, Task
 from one_shui.toy import toy_faces
-from one_shui.unlearn import Artifact
+from one_shui.unlearn import Artifact, find_method, method_names
 
 KILLS = int(os.environ.get("ONE_SHUI_KILLS", "12"))
 
@@ -90,7 +91,7 @@ def test_from_a_photo_to_a_receipt(desk, monkeypatch, capsys):
     words = ("forget", "--model", desk / "model.safetensors", "--artifact", desk / "artifact.safetensors", "--photo", photo,
              "--identity", photo.stem, "--out", desk / "model-2.safetensors", "--key", desk / "key")
     assert call(monkeypatch, *words, "--dry-run") == 0
-    assert not (desk / "model-2.safetensors").exists() and not (desk / "model.safetensors.ledger.jsonl").exists()
+    assert not list(desk.glob("model-2*")) and not list(desk.glob("*.jsonl*")), "a dry run leaves nothing, not even a lock"
     assert call(monkeypatch, *words) == 0
     assert "could not be measured" in capsys.readouterr().out.lower()
     assert call(monkeypatch, *words) == 0
@@ -100,6 +101,7 @@ def test_from_a_photo_to_a_receipt(desk, monkeypatch, capsys):
     checks = ("receipt", "check", receipt, "--key", desk / "key", "--before", desk / "model.safetensors")
     assert call(monkeypatch, *checks, "--after", desk / "model-2.safetensors") == 0
     assert call(monkeypatch, *checks, "--after", desk / "model.safetensors") == 1
+    assert call(monkeypatch, *checks, "--ledger", desk / "model.safetensors.ledger.jsonl") == 0
     receipt.write_text(receipt.read_text().replace('"people": 1', '"people": 2'))
     assert call(monkeypatch, *checks) == 1
     assert "signature doesn't fit" in capsys.readouterr().out
@@ -116,38 +118,107 @@ def test_no_name_and_no_photo_is_kept(desk):
     assert b"no other" not in kept and hashlib.sha256(person.read_bytes()).hexdigest().encode() not in kept
 
 
+@pytest.fixture(scope="module")
+def data(company):
+    "Train and val, while they were there"
+    faces = read_faces("celeba", company / "gone")
+    splits, decoded = load_splits(company / "run" / "splits.json", faces), cached_pictures(faces, 32, progress=False)
+    return tuple(face_set(faces, decoded, rows) for rows in (splits.train, splits.val))
+
+
+FEW = dict(metaunlearn=dict(n_forget=3, epochs=1, rehearsals=1, strengths=(0., 1.)), key_edit=dict(n_forget=3), pgu=dict(lr=1e-3))
+
+
+@pytest.mark.parametrize("name", [name for name in method_names() if find_method(name).needs == "statistics"])
+def test_every_method_with_an_artifact(desk, data, name):
+    "Prepared, kept and used; nothing that it writes names the stranger who asks or shows the photo"
+    method = find_method(name)(**FEW.get(name, {}))
+    prepare_artifact(open_model(desk / "model.safetensors"), *data, method, people=3).save(desk / "its.safetensors")
+    photo, model = photo_of(desk).rename(desk / "inbox" / "Xanthippe Quux.jpg"), open_model(desk / "model.safetensors")
+    made = answer_request(model, [Asked("Xanthippe Quux", (photo,))], desk / "2.safetensors", desk / "its.safetensors")
+    assert (made.receipt["method"]["name"], made.receipt["method"]["settings"]) == (name, settings_of(method))
+    kept = b"".join(f.read_bytes() for f in desk.iterdir() if f.is_file() and f.name not in ("model.safetensors", "artifact.safetensors"))
+    assert b"Xanthippe" not in kept and b"Quux" not in kept and file_digest(photo).encode() not in kept
+    assert (desk / "2.receipt.json").is_file() and (desk / "2.receipt.html").is_file()
+
+
+def test_figures_that_no_picture_tells(desk, tmp_path):
+    "One rare attribute: most people don't have it, so a rehearsal can't be scored; what is made of it is complete all the same"
+    faces = toy_faces(n_people=12, n_photos=4, size=32)
+    rare = np.zeros(len(faces), np.uint8)
+    rare[:2] = 1
+    table, task = faces.table[["path", "identity"]].assign(Rare=rare), Task("multi-label", ("Rare",))
+    spec = ModelSpec("small_cnn", 1, 32, options=dict(width=4))
+    save_model(create_model(spec), spec, desk / "rare.safetensors", **task_facts(task))
+    rows = np.arange(36), np.arange(36, 48)
+    train, val = (FaceSet(faces.pictures, some, table[["Rare"]].to_numpy(), faces.identities, task) for some in rows)
+    model = open_model(desk / "rare.safetensors")
+    prepare_artifact(model, train, val, find_method("prior_labels")()).save(desk / "rare-artifact.safetensors")
+    photo = photo_of(desk)
+    made = answer_request(model, [Asked("1", (photo,))], desk / "rare-2.safetensors", desk / "rare-artifact.safetensors")
+    assert made.receipt["rehearsed"]["before"]["simulated ToW"] is None
+    assert read_receipt(desk / "rare-2.receipt.json")["rehearsed"] == made.receipt["rehearsed"]
+
+
 def odd_photos(face, folder):
-    "Pictures as people send them"
-    turned = Image.Exif()
+    "Pictures as people send them, and what each should look like"
+    turned, grey = Image.Exif(), face.convert("L")
     turned[0x0112] = 8
-    face.rotate(-90).save(folder / "phone.jpg", exif=turned)
-    face.convert("RGBA").save(folder / "alpha.png")
-    face.convert("P").save(folder / "palette.png", transparency=0)
-    face.convert("L").save(folder / "grey.jpg")
+    clear = face.convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(face.size))
+    white = Image.alpha_composite(Image.new("RGBA", face.size, "white"), clear)
+    face.rotate(-90).save(folder / "phone.jpg", exif=turned, quality=95)
+    clear.save(folder / "alpha.png")
+    face.quantize(200).save(folder / "palette.png")
+    grey.save(folder / "grey.jpg", quality=95)
     face.convert("1").save(folder / "fax.tif")
-    face.convert("CMYK").save(folder / "print.jpg")
-    Image.fromarray(np.asarray(face.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
-    face.resize((9, 9)).save(folder / "tiny.png")
-    face.resize((3000, 40)).save(folder / "wide.webp")
-    face.save(folder / "moves.gif", save_all=True, append_images=[face.rotate(3)])
+    face.convert("CMYK").save(folder / "print.jpg", quality=95)
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.fromarray(np.asarray(grey, np.float32) / 255).save(folder / "unit.tif")
+    Image.fromarray(np.asarray(grey, np.int32)).save(folder / "whole.tif")
+    (tiny := face.resize((9, 9))).save(folder / "tiny.png")
+    (wide := face.resize((3000, 40))).save(folder / "wide.webp", lossless=True)
+    face.save(folder / "moves.gif", save_all=True, append_images=[face.rotate(30)])
     import pillow_heif
     pillow_heif.register_heif_opener()
-    face.save(folder / "iphone.heic")
-    return sorted(folder.iterdir())
+    face.save(folder / "iphone.heic", quality=95)
+    dots, shades = face.convert("1"), ("grey.jpg", "deep.png", "unit.tif", "whole.tif")
+    looks = {"alpha.png": white, "fax.tif": dots, "tiny.png": tiny, "wide.webp": wide, **dict.fromkeys(shades, grey)}
+    return {file: looks.get(file.name, face).convert("RGB") for file in sorted(folder.iterdir())}
 
 
 def test_odd_photos_are_read(tmp_path):
+    "Upright, on white, and as bright as they were: to the few shades that lossy formats cost"
     face = Image.fromarray(toy_faces(n_people=1, n_photos=1, size=64).pictures[0])
-    for file in odd_photos(face, tmp_path):
+    for file, look in odd_photos(face, tmp_path).items():
         photo = read_photo(file, 32)
         assert photo.pixels.shape == (32, 32, 3) and photo.pixels.dtype == np.uint8, file
+        expected = np.asarray(ImageOps.fit(look, (32, 32), Image.Resampling.BICUBIC)).astype(float)
+        assert np.abs(photo.pixels - expected).mean() < 4, file.name
+        for wrong in (np.rot90(expected), expected[::-1], expected[:, ::-1] / 2): assert np.abs(photo.pixels - wrong).mean() > 8, file.name
         assert photo.said, file
+
+
+@pytest.mark.parametrize("name, cut", [("fax.tif", 4), ("unit.tif", 4), ("iphone.heic", 2), ("alpha.png", 2), ("moves.gif", 3),
+                                       ("phone.jpg", 2), ("wide.webp", 2)])
+def test_damaged_photos_are_refused(tmp_path, name, cut):
+    "A part of the file only: each decoder has its own error for that"
+    odd_photos(Image.fromarray(toy_faces(n_people=1, n_photos=1, size=64).pictures[0]), tmp_path)
+    (tmp_path / name).write_bytes((whole := (tmp_path / name).read_bytes())[:len(whole) // cut])
+    with pytest.raises(BadInput, match=f"{name} is (damaged|no picture)"): read_photo(tmp_path / name, 32)
+
+
+def test_only_known_formats_are_opened(tmp_path):
+    face = Image.fromarray(toy_faces(n_people=1, n_photos=1, size=64).pictures[0])
+    for name in ("face.dds", "face.eps", "face.jp2", "face.pcx", "face.tga"):
+        face.save(tmp_path / name)
+        with pytest.raises(BadInput, match="no picture that can be read"): read_photo(tmp_path / name, 32)
 
 
 def test_bombs_and_rubbish_are_refused(tmp_path, monkeypatch):
     Image.new("L", (400, 400)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    with pytest.raises(BadInput, match="too many to decode|can't be read"): read_photo(tmp_path / "bomb.png", 32)
+    with pytest.raises(BadInput, match="too many pixels to decode"): read_photo(tmp_path / "bomb.png", 32)
     (tmp_path / "cut.png").write_bytes((tmp_path / "bomb.png").read_bytes()[:60])
     for name in ("cut.png", "none.png"):
         with pytest.raises(BadInput): read_photo(tmp_path / name, 32)
@@ -157,27 +228,96 @@ def test_the_detector_finds_nobody_on_a_wall():
     assert opencv_faces(Image.new("RGB", (200, 200), "white")) == []
 
 
+ONE = {"--photo": "PHOTO", "--identity": "1"}
+BARE = {**ONE, "--artifact": None, "--method": "jit"}
+
+
 @pytest.mark.parametrize("words, said", [
-    (["--photo", "none.jpg", "--identity", "1"], "no photo"),
-    (["--photo", "inbox", "--identity", "1"], "no photo"),
-    (["--identity", "1"], "give --photo and --identity"),
-    (["--photo", "PHOTO", "--identity", "1", "--labels", "Scales"], "knows no 'Scales'"),
-    (["--photo", "PHOTO", "--identity", "1", "--out", "model.safetensors"], "never overwritten"),
-    (["--photo", "PHOTO", "--identity", "1", "--artifact", "model.safetensors"], "wasn't made by one-shui prepare"),
-    (["--photo", "PHOTO", "--identity", "1", "--artifact", "none.safetensors"], "can't read"),
-    (["--photo", "PHOTO", "--identity", "1", "--model", "model.pth"], "is a pickle"),
-    (["--photo", "PHOTO", "--identity", "1", "--key", "inbox"], "can't read the key"),
-    (["--requests", "none.csv"], "can't read the requests"),
-    (["--photo", "PHOTO", "--identity", "1", "--check", "inbox"], "labels.csv"),
+    ({"--photo": "none.jpg", "--identity": "1"}, "no photo"),
+    ({"--photo": "inbox", "--identity": "1"}, "no photo"),
+    ({"--identity": "1"}, "give --photo and --identity"),
+    ({**ONE, "--identity": ""}, "without an identity"),
+    ({**ONE, "--identity": "\udcff"}, "no text in UTF-8"),
+    ({**ONE, "--labels": "Scales"}, "knows no 'Scales'"),
+    ({**ONE, "--out": "model.safetensors"}, "never overwritten"),
+    ({**ONE, "--out": "artifact.safetensors"}, "is there already"),
+    ({**ONE, "--out": "nowhere/new.safetensors"}, "no folder nowhere"),
+    ({**ONE, "--out": "new.pth"}, "end in .safetensors"),
+    ({**ONE, "--out": "\udcff.safetensors"}, "no name in UTF-8"),
+    ({**ONE, "--artifact": "model.safetensors"}, "wasn't made by one-shui prepare"),
+    ({**ONE, "--artifact": "none.safetensors"}, "can't read"),
+    ({**ONE, "--model": "model.pth"}, "is a pickle"),
+    ({**ONE, "--key": "inbox"}, "can't read the key"),
+    ({**ONE, "--ledger": "key"}, "is no ledger"),
+    ({**ONE, "--ledger": "new.safetensors"}, "can't be the ledger and a result"),
+    ({"--requests": "none.csv"}, "can't read the requests"),
+    ({"--requests": "inbox"}, "lies in nobody's folder"),
+    ({**ONE, "--requests": "inbox"}, "leave out --photo"),
+    ({"--requests": "inbox", "--labels": "Young"}, "leave out --photo"),
+    ({**ONE, "--check": "inbox"}, "labels.csv"),
+    ({**ONE, "--tolerance": "nan"}, "the tolerance is nan"),
+    ({**ONE, "--set": "key_edit.rank=3"}, "an artifact brings its method, settings and seed"),
+    ({**ONE, "--seed": "4"}, "an artifact brings its method, settings and seed"),
+    ({**BARE, "--set": "gradient_ascent.lr=1"}, "--set gradient_ascent"),
+    ({**BARE, "--set": "jit.lr=big"}, "lr is 'big'"),
+    ({**BARE, "--set": "jit.lr=NaN"}, "lr is nan"),
+    ({**BARE, "--set": "jit.nope=1"}, "has no 'nope'"),
+    ({**BARE, "--method": "scrub"}, "needs training data"),
+    ({**BARE, "--method": "key_edit"}, "needs an artifact"),
+    ({**ONE, "--describe": "key"}, "names and values"),
 ])
 def test_malformed_input_ends_in_one_line(desk, monkeypatch, capsys, words, said):
     monkeypatch.chdir(desk)
-    base = {"--model": "model.safetensors", "--artifact": "artifact.safetensors", "--out": "new.safetensors"}
-    for name, value in zip(words[::2], words[1::2], strict=True): base[name] = str(photo_of(desk)) if value == "PHOTO" else value
-    assert call(monkeypatch, "forget", *[w for pair in base.items() for w in pair]) == 2
+    base = {"--model": "model.safetensors", "--artifact": "artifact.safetensors", "--out": "new.safetensors", **words}
+    named = {name: str(photo_of(desk)) if value == "PHOTO" else value for name, value in base.items() if value is not None}
+    before = {file: file_digest(file) for file in desk.rglob("*") if file.is_file()}
+    assert call(monkeypatch, "forget", *[w for pair in named.items() for w in pair]) == 2
     error = capsys.readouterr().err
     assert said in error and len(error.strip().splitlines()) == 1
-    assert not (desk / "new.safetensors").exists() and not list(desk.glob("*.jsonl"))
+    left = {file: file_digest(file) for file in desk.rglob("*") if file.is_file() and not file.name.endswith(".lock")}
+    assert left == before
+
+
+@pytest.mark.parametrize("words, said", [
+    (("prepare", "--out", "model.safetensors"), "never overwritten"),
+    (("prepare", "--out", "key"), "is there already"),
+    (("prepare", "--out", "nowhere/a"), "no folder nowhere"),
+    (("prepare", "--out", "a", "--crop", "nan"), "--crop is nan"),
+    (("prepare", "--out", "a", "--method", "scrub"), "needs the training data"),
+    (("prepare", "--out", "a", "--set", "key_edit.rank=[3]"), "rank is [3]"),
+    (("prepare", "--out", "a", "--set", "key_edit.nope=3"), "has no 'nope'"),
+    (("prepare", "--out", "a", "--set", "jit.lr=3"), "but the method is key_edit"),
+    (("export", "--out", "model.safetensors"), "never overwritten"),
+    (("export", "--out", "linked.safetensors"), "never overwritten"),
+    (("export", "--out", "key"), "is there already"),
+])
+def test_commands_write_over_nothing(desk, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(desk)
+    (desk / "linked.safetensors").symlink_to(desk / "model.safetensors")
+    before = {file: file_digest(file) for file in desk.iterdir() if file.is_file()}
+    more = ("--dataset", "celeba", "--root", "nowhere", "--splits", "none.json") if words[0] == "prepare" else ()
+    assert call(monkeypatch, *words, "--model", "model.safetensors", *more) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.strip().splitlines()) == 1
+    assert {file: file_digest(file) for file in desk.iterdir() if file.is_file()} == before
+
+
+@pytest.mark.parametrize("file, text", [
+    ("r.json", '{"request": "a", "model": []}'), ("r.json", "[" * 100_000), ("r.json", '{"request": NaN}'), ("r.json", '"\\ud800"'),
+    ("l.jsonl", '{"n": 1, "previous": "0"}\n'), ("l.jsonl", "[" * 100_000 + "\n"), ("l.jsonl", "\x80"), ("l.jsonl", "3\n")])
+def test_malformed_records_end_in_one_line(tmp_path, monkeypatch, capsys, file, text):
+    (tmp_path / file).write_text(text)
+    assert call(monkeypatch, "receipt", "check" if file == "r.json" else "ledger", tmp_path / file) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_what_the_system_refuses_is_one_line(desk, monkeypatch, capsys):
+    def full(*_): raise OSError(28, "No space left on device")
+    monkeypatch.setattr("one_shui.request.write_unlearned", full)
+    photo = photo_of(desk)
+    assert call(monkeypatch, "forget", "--model", desk / "model.safetensors", "--artifact", desk / "artifact.safetensors", "--photo", photo,
+                "--identity", "1", "--out", desk / "new.safetensors") == 2
+    assert "No space" in (error := capsys.readouterr().err) and len(error.strip().splitlines()) == 1
 
 
 def test_many_at_once_and_several_photos(desk):
@@ -258,6 +398,55 @@ def test_killed_at_any_moment(desk, clean_process):
         assert open_model(desk / "model-2.safetensors").weights == expected
         assert Ledger.read(desk / "model.safetensors.ledger.jsonl").done(again.receipt["request"])
     assert len(seen) > 1, seen
+
+
+def test_finished_models_and_receipts_stay(desk):
+    "A model that one request ended with isn't another's to write over, in whatever order models descend from each other"
+    first, second = sorted((desk / "inbox").glob("*.jpg"))[:2]
+    def ask(model, photo, out):
+        return answer_request(open_model(desk / model), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors")
+    ask("model.safetensors", first, "x.safetensors")
+    ask("model.safetensors", second, "n.safetensors")
+    before = {file: file_digest(file) for file in desk.glob("x.*")}
+    with pytest.raises(BadInput, match="x.safetensors is there already"): ask("n.safetensors", first, "x.safetensors")
+    assert {file: file_digest(file) for file in before} == before
+    for paper in ("y.receipt.json", "y.receipt.html"):
+        (desk / paper).write_text("somebody's")
+        with pytest.raises(BadInput, match=f"{paper} is there already"): ask("n.safetensors", first, "y.safetensors")
+        (desk / paper).unlink()
+    assert not ask("n.safetensors", first, "y.safetensors").again
+
+
+def test_a_crash_makes_no_strange_file_its_own(desk, monkeypatch):
+    def full(*_): raise OSError(28, "No space left on device")
+    monkeypatch.setattr("one_shui.request.write_unlearned", full)
+    with pytest.raises(OSError, match="No space"): answer(desk)
+    monkeypatch.undo()
+    (desk / "sub").mkdir()
+    for place in ("model-2.safetensors", "sub/model-2.safetensors"):
+        shutil.copy(desk / "model.safetensors", desk / place)
+        with pytest.raises(BadInput, match="is there already"): answer(desk, place)
+        assert file_digest(desk / place) == file_digest(desk / "model.safetensors")
+    (desk / "model-2.safetensors").unlink()
+    assert not answer(desk).again
+
+
+def test_a_link_to_a_model_has_its_ledger(desk):
+    (desk / "linked.safetensors").symlink_to(desk / "model.safetensors")
+    answer(desk)
+    photo, linked = photo_of(desk), open_model(desk / "linked.safetensors")
+    again = answer_request(linked, [Asked(photo.stem, (photo,))], desk / "3.safetensors", desk / "artifact.safetensors")
+    assert again.again and not (desk / "3.safetensors").exists()
+
+
+def test_the_ledger_moves_with_its_models(desk, tmp_path_factory):
+    "What a request ended with is found again when the folder was moved"
+    answer(desk)
+    moved = tmp_path_factory.mktemp("moved") / "desk"
+    shutil.copytree(desk, moved)
+    (desk / "model-2.safetensors").unlink()
+    assert answer(moved, "model-3.safetensors").again
+    assert not answer(desk, "model-3.safetensors").again
 
 
 def test_a_full_disk_leaves_the_old_state(desk, monkeypatch):
@@ -361,7 +550,8 @@ def spoil(data, whole):
 @FUZZ
 @given(st.data())
 def test_spoiled_receipts(tmp_path, data):
-    whole = json.dumps(dict(request="a1", signature=dict(kind="hmac-sha256", value="00"), model=dict(after=dict(sha256="x")))).encode()
+    models = dict(before=dict(weights="a", sha256="x"), after=dict(weights="b", sha256="y"))
+    whole = json.dumps(dict(request="a1", signature=dict(kind="hmac-sha256", value="00"), model=models)).encode()
     (file := tmp_path / "r.json").write_bytes(spoil(data, whole))
     try: check_receipt(read_receipt(file), b"0123456789abcdef", after=file)
     except BadInput: pass
@@ -372,12 +562,22 @@ def test_spoiled_receipts(tmp_path, data):
 def test_spoiled_ledgers(tmp_path, data):
     file = tmp_path / "l.jsonl"
     file.unlink(missing_ok=True)
-    ledger = Ledger.read(file)
-    for k in range(3): ledger.append(event="done", request=f"r{k}")
-    whole = file.read_bytes()
-    file.write_bytes(spoil(data, whole))
-    try: assert [line["n"] for line in Ledger.read(file).lines] == list(range(1, len(Ledger.read(file).lines) + 1))
+    ledger, rest = Ledger.read(file), dict(before="a", after="b", out="m.safetensors", receipt="m.receipt.json", sha256="c")
+    for k in range(3): ledger.append(event="done", request=f"r{k}", **rest)
+    file.write_bytes(spoil(data, file.read_bytes()))
+    try: assert (read := Ledger.read(file).lines) == ledger.lines[:len(read)], "only lines at the end may go unseen"
     except BadInput: pass
+
+
+@FUZZ
+@given(st.data())
+def test_spoiled_artifacts(company, tmp_path, data):
+    "What was changed in an artifact is seen before it is used"
+    (file := tmp_path / "a.safetensors").write_bytes(spoil(data, (company / "artifact.safetensors").read_bytes()))
+    photo, model = sorted((company / "inbox").glob("*.jpg"))[0], open_model(company / "model.safetensors")
+    try: answer_request(model, [Asked("1", (photo,))], tmp_path / "2.safetensors", file, options=Options(dry_run=True))
+    except BadInput: return
+    assert read_artifact(file).facts == read_artifact(company / "artifact.safetensors").facts
 
 
 @FUZZ

@@ -12,8 +12,8 @@ import warnings
 from pathlib import Path
 
 import atheris
+import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 
 with atheris.instrument_imports(include=["one_shui"]):
@@ -21,14 +21,15 @@ with atheris.instrument_imports(include=["one_shui"]):
     from one_shui.faces import read_celeba, read_mufac, read_own
     from one_shui.grid import read_grid
     from one_shui.ledger import Ledger, check_receipt, read_receipt
-    from one_shui.models import ModelSpec, create_model, load_model, save_model
+    from one_shui.loaders import FaceSet
+    from one_shui.models import ModelSpec, create_model, save_model, task_facts
+    from one_shui.key_edit import KeyEdit
     from one_shui.own_model import read_description
     from one_shui.photos import read_photo
-    from one_shui.request import read_requests
+    from one_shui.request import Asked, Options, answer_request, open_model, prepare_artifact, read_requests
     from one_shui.splits import load_splits, make_splits, save_splits
     from one_shui.task import BadInput, Task
     from one_shui.toy import toy_faces
-    from one_shui.unlearn import Artifact
 
 FOLDER = Path(tempfile.mkdtemp())
 FACES = toy_faces(n_people=12, n_photos=3, size=8)
@@ -54,6 +55,21 @@ def single(suffix: str, read):
     return attempt
 
 
+def small_model(file: Path) -> None:
+    "A model of this package"
+    spec = ModelSpec("small_cnn", FACES.task.n_outputs, 8, options=dict(width=1))
+    save_model(create_model(spec), spec, file, **task_facts(FACES.task))
+
+
+def answering():
+    "A request that a spoiled artifact answers: as far as the last step before anything is written"
+    small_model(file := FOLDER / "model.safetensors")
+    Image.fromarray(FACES.pictures[0]).save(FOLDER / "face.png")
+    model, asked = open_model(file), [Asked("1", (FOLDER / "face.png",))]
+    return single(".safetensors", lambda artifact: answer_request(
+        model, asked, FOLDER / "out.safetensors", artifact, options=Options(dry_run=True)))
+
+
 READERS = {
     "celeba": lambda: dataset("celeba", {"img_align_celeba/000001.jpg": b"", "identity_CelebA.txt": b"000001.jpg 1\n"}, read_celeba,
                               "list_attr_celeba.txt"),
@@ -66,8 +82,8 @@ READERS = {
     "requests": lambda: single(".csv", read_requests),
     "description": lambda: single(".yaml", read_description),
     "grid": lambda: single(".yaml", lambda file: read_grid(file).cells),
-    "model": lambda: single(".safetensors", load_model),
-    "artifact": lambda: single(".safetensors", Artifact.load),
+    "model": lambda: single(".safetensors", open_model),
+    "artifact": answering,
     "answers": lambda: single(".parquet", Answers.load),
     "splits": lambda: single(".json", lambda file: load_splits(file, FACES)),
     "photo": lambda: single(".jpg", lambda file: read_photo(file, 16)),
@@ -76,11 +92,21 @@ SEEDS = {
     "celeba": b"1\nSmiling Young\n000001.jpg 1 -1\n",
     "mufac": b"family_id,person_id,age_class,image_path\n1,1,3,1.jpg\n",
     "own": b"path,identity,Smiling\na.jpg,1,1\n",
-    "receipt": json.dumps(dict(request="a", signature=dict(kind="hmac-sha256", value="00"), model=dict(after=dict(sha256="x")))).encode(),
+    "receipt": json.dumps(dict(request="a", signature=dict(kind="hmac-sha256", value="00"), model=dict(
+        before=dict(weights="a", sha256="x"), after=dict(weights="b", sha256="y")))).encode(),
     "requests": b"photo,identity,labels\na.jpg,1,Smiling\n",
     "grid": b"config: {dataset: toy}\nover: {seed: [0]}\nmethods: [original]\n",
     "description": b"arch: resnet18\nclasses: [a]\nsize: 32\nmean: [0, 0, 0]\n",
 }
+
+
+def plant_photos(seed: Path) -> None:
+    "One of each decoder"
+    import pillow_heif
+    pillow_heif.register_heif_opener()
+    face = Image.fromarray(FACES.pictures[0]).resize((16, 16))
+    for kind in ("JPEG", "PNG", "TIFF", "HEIF", "WEBP", "GIF", "BMP"): face.save(seed.with_name(f"{seed.name}-{kind}"), kind)
+    Image.fromarray(np.asarray(face.convert("L"), np.float32)).save(seed.with_name(f"{seed.name}-numbers"), "TIFF")
 
 
 def plant(name: str, seed: Path) -> None:
@@ -90,12 +116,14 @@ def plant(name: str, seed: Path) -> None:
     elif name == "ledger":
         seed.unlink(missing_ok=True)
         ledger = Ledger.read(seed)
-        for event in ("started", "done"): ledger.append(event=event, request="a")
-    elif name == "photo": Image.fromarray(FACES.pictures[0]).save(seed, "JPEG")
-    elif name == "artifact": Artifact({"a": torch.zeros(2)}, {"method": "key_edit"}).save(seed)
-    elif name == "model":
-        spec = ModelSpec("small_cnn", 2, 16, options=dict(width=1))
-        save_model(create_model(spec), spec, seed, kind="multi-label", classes=["a", "b"])
+        ledger.append(event="started", request="a", before="b", out="m")
+        ledger.append(event="done", request="a", before="b", after="c", out="m", receipt="r", sha256="d")
+    elif name == "photo": plant_photos(seed)
+    elif name == "artifact":
+        small_model(model := FOLDER / "model.safetensors")
+        rows = [FaceSet(FACES.pictures, some, FACES.targets, FACES.identities, FACES.task) for some in (np.arange(24), np.arange(24, 36))]
+        prepare_artifact(open_model(model), *rows, KeyEdit(n_forget=1)).save(seed)
+    elif name == "model": small_model(seed)
     elif name == "answers":
         task = Task("multi-class", ("a", "b"))
         Answers(task, pd.DataFrame(dict(set=["forget"], picture=[0], identity=["p"], target_0=[0], logit_0=[1.], logit_1=[0.]))).save(seed)
