@@ -262,6 +262,8 @@ BARE = {**ONE, "--artifact": None, "--method": "jit"}
     ({**BARE, "--set": "jit.lr=big"}, "lr is 'big'"),
     ({**BARE, "--set": "jit.lr=NaN"}, "lr is nan"),
     ({**BARE, "--set": "jit.nope=1"}, "has no 'nope'"),
+    ({**BARE, "--set": "jit.batch_size=0"}, "jit fails with"),
+    ({**BARE, "--method": "original"}, "nothing would be forgotten"),
     ({**BARE, "--method": "scrub"}, "needs training data"),
     ({**BARE, "--method": "key_edit"}, "needs an artifact"),
     ({**ONE, "--describe": "key"}, "names and values"),
