@@ -232,7 +232,7 @@ def prepare_command(
     from one_shui.faces import read_faces
     from one_shui.loaders import cached_pictures, face_set
     from one_shui.own_model import open_any
-    from one_shui.request import check_crop, check_out, check_settings, contents, prepare_artifact, refuse_taken
+    from one_shui.request import blame_settings, check_crop, check_out, check_settings, contents, prepare_artifact, refuse_taken
     from one_shui.splits import load_splits
     from one_shui.unlearn import find_method
     check_out(out, model)
@@ -248,7 +248,7 @@ def prepare_command(
     arch = opened.header.get("spec", {}).get("arch", "resnet18")
     unlearner = kind.for_request(dataset, people, arch, **{"seed": seed, **given})
     train, val = (face_set(faces, decoded, rows) for rows in (split.train, split.val))
-    artifact = prepare_artifact(opened, train, val, unlearner, people, crop)
+    with blame_settings(method, given): artifact = prepare_artifact(opened, train, val, unlearner, people, crop)
     artifact.save(out)
     typer.echo("\n".join(contents(artifact)) + f"\n\nartifact: {out}")
 

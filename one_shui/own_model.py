@@ -136,4 +136,6 @@ def export_model(model: Model, file: str | Path) -> None:
     refuse_taken(file)
     example = torch.rand(2, 3, model.size, model.size)
     program = torch.export.export(Served(model.network.cpu()).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
-    write_file(file, lambda partial: torch.export.save(program, str(partial)))
+    def write(partial: Path) -> None:
+        with partial.open("wb") as opened: torch.export.save(program, opened)
+    write_file(file, write)

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'PAST', 'PHOTOS', 'TOLERANCE', 'PLAIN', 'Model', 'refuse_pickle', 'check_use', 'open_model', 'check_out',
-           'refuse_taken', 'settings_of', 'check_settings', 'prepare_artifact', 'check_crop', 'contents',
-           'read_artifact', 'Asked', 'read_requests', 'support_set', 'compare_models', 'check_pictures', 'Options',
-           'request_id', 'Answer', 'answer_request', 'write_unlearned', 'verify_models']
+           'refuse_taken', 'settings_of', 'check_settings', 'blame_settings', 'prepare_artifact', 'check_crop',
+           'contents', 'read_artifact', 'Asked', 'read_requests', 'support_set', 'compare_models', 'check_pictures',
+           'Options', 'request_id', 'Answer', 'answer_request', 'write_unlearned', 'verify_models']
 
 # %% ../nbs/62_request.ipynb #931240db
 import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -129,6 +129,16 @@ def check_settings(
     if stray := settings.keys() - known: raise BadInput(f"{where}: {kind.name} has no {min(stray)!r}; it has {', '.join(known)}")
     check_facts(settings, {name: known[name] for name in settings}, where, "see one-shui methods --json")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+# %% ../nbs/62_request.ipynb #5cc76ef9
+@contextmanager
+def blame_settings(method: str, given: dict) -> Iterator[None]:
+    "Raise `BadInput` that names the given settings when a method fails; without any, errors are what they are"
+    try: yield
+    except (BadInput, OSError): raise
+    except Exception as error:
+        if not given: raise
+        raise BadInput(f"{method} fails with {given} ({type(error).__name__}: {error}); use other settings") from error
 
 # %% ../nbs/62_request.ipynb #c8dc6962
 def prepare_artifact(
@@ -447,9 +457,11 @@ def answer_request(
         begun = _begun(ledger, out, request, model.weights)
         ours = begun and read_header(out).get("request") == request
         if not ours: refuse_taken(out, *papers)
-        with warnings.catch_warnings(record=True) as warned:
+        with blame_settings(unlearner.name, settings or {}), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
             network, cost = apply_method(unlearner, model.network, artifact or Artifact(), support, origin=model.origin)
+        if weights_digest(network.state_dict()) == model.weights:
+            raise BadInput(f"{unlearner.name} leaves every weight as it is: nothing would be forgotten. Use another method or settings")
         said += [str(w.message) for w in warned if issubclass(w.category, UserWarning)]
         others, theirs = checked or (None, None)
         measured = compare_models(model.task, model.network, network, others, theirs, support)
@@ -523,24 +535,21 @@ def _receipt(model, network, request, asked, support, method, artifact, artifact
         missing.append("whether other pictures of the people who asked are forgotten: none were given (--check)")
     elif f"forgotten people {score_name(model.task)} after" not in measured:
         missing.append("the score on other pictures of the people who asked: none of the classes occurs on them")
-    after = weights_digest(network.state_dict())
-    if after == model.weights: said = [*said, "the method left every weight as it was: nothing was forgotten"]
     if artifact is not None and model.forgot:
         said = [*said, f"the artifact was prepared before {len(model.forgot)} earlier request{'s' * (len(model.forgot) > 1)}; "
                        "what it says of the model is so much older"]
     if known and not all(named):
         said = [*said, f"{len(named) - sum(named)} of {len(named)} people aren't among those whom the artifact was prepared with; "
                        "for them it works from the photos alone"]
-    changed = "The model was changed by the method named here, from photos of those who asked; hashes identify both models."
     return plain(dict(
         format=1, request=request, time=now(), people=len(asked), photos=len(support),
         method=dict(name=method.name, access=method.needs, source=method.source, settings=settings_of(method)),
         model=dict(before=dict(weights=model.weights, sha256=file_digest(model.file)),
-                   after=dict(weights=after)),
+                   after=dict(weights=weights_digest(network.state_dict()))),
         artifact=None if artifact is None else dict(sha256=artifact_digest, made=facts.get("made")),
         measured=measured, rehearsed=facts.get("rehearsed"),
         what_was_done=said, could_not_be_measured=missing,
-        proves=[*[changed] * (after != model.weights),
+        proves=["The model was changed by the method named here, from photos of those who asked; hashes identify both models.",
                 "What is listed as measured was measured on both models, on this machine, at this time."],
         does_not_prove=["That nothing can be learnt about them any more: methods that don't train again leave traces "
                         "that stronger attacks may find.",
