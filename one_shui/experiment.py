@@ -280,11 +280,11 @@ def original_network(
     "The network that was trained on everybody"
     spec = ModelSpec(config.arch, pictures.faces.task.n_outputs, config.size, config.of_training, config.arch_options)
     file, digest = folder / "original.safetensors", pictures.splits.digest
-    if file.exists(): return load_model(file, spec, digest)[0].to(default_device()), spec
-    say(f"training the original network on {len(pictures.train)} pictures of {len(set(pictures.train.identities))} people")
-    network = _train(config, folder, "original", spec, pictures.train, pictures.val, progress)
-    save_model(network, spec, file, splits=digest, **task_facts(pictures.faces.task), method="original")
-    return network, spec
+    if not file.exists():
+        say(f"training the original network on {len(pictures.train)} pictures of {len(set(pictures.train.identities))} people")
+        network = _train(config, folder, "original", spec, pictures.train, pictures.val, progress)
+        save_model(network, spec, file, splits=digest, **task_facts(pictures.faces.task), method="original")
+    return load_model(file, spec, digest)[0].to(default_device()), spec  # read back, so that a resumed run has it to the last bit
 
 # %% ../nbs/50_experiment.ipynb #5a2f59b9
 def ready_method(
@@ -385,7 +385,7 @@ def rescore(
         costs = of_method[(of_method["split"] == "all") & (of_method["metric"] != "ToW")].reindex(columns=COLUMNS)
         new = describe(answers, before, seed=config.score_seed).assign(**head)[COLUMNS]
         rows = pd.concat([part for part in (rows, new, costs) if len(part)], ignore_index=True)
-    rows = add_tow(rows, _tow_intervals(config, folder, rows, "original"), 100 * before.part("val").score)
+    rows = add_tow(rows, _tow_intervals(config, folder, rows, "original"), before.part("val").score)
     write_text(folder / "results.csv", rows.to_csv(index=False))
     return rows
 
@@ -436,7 +436,7 @@ def run(
         start = time.perf_counter()
         new = forget(config, folder, name, original, spec, pictures, progress, say)
         say(f"  done in {time.perf_counter() - start:.0f} s")
-        before = 100 * stored_answers(folder, "original", original, pictures).part("val").score
+        before = stored_answers(folder, "original", original, pictures).part("val").score
         rows = add_tow(pd.concat([rows, new], ignore_index=True) if len(rows) else new, _tow_intervals(config, folder, rows, name), before)
         write_text(file, rows.to_csv(index=False))
     return rows

@@ -7,6 +7,7 @@ __all__ = ['Views', 'views', 'memory_gap', 'keys_and_gaps', 'Strength', 'head_ed
 
 # %% ../nbs/42_key_edit.ipynb #b6fb4f28
 import itertools
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -92,7 +93,8 @@ class _Rehearsal:
 
     def _scores(self, change: Tensor) -> dict[str, float]:
         weight = self.weight - change
-        return {name: 100 * task_score(self.task, x @ weight.T + self.bias, y) for name, (x, y) in self.parts.items()}
+        found = {name: 100 * task_score(self.task, x @ weight.T + self.bias, y) for name, (x, y) in self.parts.items()}
+        return {name: 0. if math.isnan(score) else score for name, score in found.items()}  # a set without any attribute tells nothing
 
     def tow(self, change: Tensor) -> float:
         "Simulated ToW after an edit"

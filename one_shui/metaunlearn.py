@@ -259,7 +259,11 @@ class MetaUnlearn(Unlearner):
                 network = copy.deepcopy(model)
                 for name, p in moved_parameters(network, self.moved).items(): p.copy_(original[name].lerp(after[name], strength))
                 tried.setdefault(strength, []).append(judge(network, played)["simulated ToW"])
-        means = {strength: sum(found) / len(found) for strength, found in tried.items()}
+        told = {strength: [tow for tow in found if not math.isnan(tow)] or [math.nan] for strength, found in tried.items()}
+        means = {strength: sum(found) / len(found) for strength, found in told.items()}
+        if math.isnan(means[0.]):
+            raise BadInput("no attribute occurs on the pictures of rehearsed requests, so no strength can be chosen; "
+                           "hold nobody out (--set metaunlearn.held_out=0) or add pictures")
         best = max(means, key=lambda strength: means[strength])
         state.facts["curve"] += [dict(round=round_, strength=strength, tow=tow) for strength, tow in means.items()]
         if state.facts["chosen"] is None or means[best] > state.facts["chosen"]["tow"]:

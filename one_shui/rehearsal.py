@@ -6,6 +6,7 @@
 __all__ = ['Played', 'play_requests', 'Judge']
 
 # %% ../nbs/22_rehearsal.ipynb #871d3e4f
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,14 +63,16 @@ class Judge:
         self,
         network: nn.Module,  # After a method forgot the players
         played: Played,      # The request
-    ) -> dict[str, float]:   # forget, rest and val in percent, and `simulated ToW`
+    ) -> dict[str, float]:   # forget, rest and val in percent, and `simulated ToW`; nan where no picture has an attribute
         "How near a network is to one that never saw the players"
         if played not in self._rest:
             rest = self._few(played.retain, 3)
             self._rest[played] = rest, self._score(self.model, rest)
         rest, rest_before = self._rest[played]
         after = dict(retain=self._score(network, rest), forget=self._score(network, played.forget), test=self._score(network, self.unseen))
-        tow = tug_of_war(after, dict(retain=rest_before, forget=self.before, test=self.before))
+        wanted = dict(retain=rest_before, forget=self.before, test=self.before)
+        told = [name for name in after if not math.isnan(after[name] - wanted[name])]  # without any attribute, a set tells nothing
+        tow = tug_of_war(*({name: of[name] if name in told else 0. for name in of} for of in (after, wanted))) if told else math.nan
         return dict(forget=after["forget"], rest=after["retain"], val=after["test"], **{"simulated ToW": tow})
 
     def _few(self, pictures: FaceSet, key: int) -> FaceSet:

@@ -168,8 +168,7 @@ def prepare_artifact(
 
 def _figures(judge: Judge, network: nn.Module, played: Played) -> dict[str, float | None]:
     "What the judge measures; None where no attribute occurs on the pictures"
-    try: return dict(judge(network, played))
-    except BadInput: return dict.fromkeys(("forget", "rest", "val", "simulated ToW"))
+    return {name: None if np.isnan(value) else value for name, value in judge(network, played).items()}
 
 
 def check_crop(crop: float, where: str) -> None:
@@ -583,5 +582,6 @@ def verify_models(
         interval = auc_interval(-losses[0], theirs.identities, -losses[1], others.identities)
         rows.append(("threshold attack AUC (%)", when, 100 * threshold_attack(*losses).auc, *(100 * v for v in interval)))
     table = pd.DataFrame(rows, columns=["figure", "when", "value", "low", "high"])
-    cells = table.assign(cell=[f"{v:.1f} [{low:.1f}, {high:.1f}]" for v, low, high in table[["value", "low", "high"]].to_numpy()])
+    cells = table.assign(cell=[f"{v:.1f}" if np.isnan(low) else f"{v:.1f} [{low:.1f}, {high:.1f}]"
+                               for v, low, high in table[["value", "low", "high"]].to_numpy()])
     return cells.pivot(index="figure", columns="when", values="cell")[["before", "after"]].rename_axis(columns=None)

@@ -153,10 +153,12 @@ def test_figures_that_no_picture_tells(desk, tmp_path):
     rows = np.arange(36), np.arange(36, 48)
     train, val = (FaceSet(faces.pictures, some, table[["Rare"]].to_numpy(), faces.identities, task) for some in rows)
     model = open_model(desk / "rare.safetensors")
+    prepare_artifact(model, train, val, find_method("key_edit")(n_forget=2))
+    prepare_artifact(model, train, val, find_method("metaunlearn")(n_forget=2, epochs=1, hidden=8, held_out=.5))
     prepare_artifact(model, train, val, find_method("prior_labels")()).save(desk / "rare-artifact.safetensors")
     photo = photo_of(desk)
     made = answer_request(model, [Asked("1", (photo,))], desk / "rare-2.safetensors", desk / "rare-artifact.safetensors")
-    assert made.receipt["rehearsed"]["before"]["simulated ToW"] is None
+    assert made.receipt["rehearsed"]["before"]["val"] is None
     assert read_receipt(desk / "rare-2.receipt.json")["rehearsed"] == made.receipt["rehearsed"]
 
 
