@@ -72,8 +72,8 @@ def make_splits(
     if len(eligible) < n_forget:
         several = sum(counts[person] > 1 for person in train_people)
         if n_forget == 1 and several > 1:
-            raise BadInput(f"one person who asks alone needs {least} pictures or more, and nobody in train of {faces.name} has them; "
-                           f"use --n-forget 2 to {several}, or more pictures")
+            raise BadInput(f"one person can't ask alone: that needs {least} pictures or more of them, and nobody in train of {faces.name} "
+                           f"has so many; use --n-forget {' to '.join(map(str, sorted({2, several})))}, or more pictures")
         raise BadInput(f"{n_forget} people can't ask: only {len(eligible)} of {len(counts)} people in {faces.name} are in train "
                        f"with {least} pictures or more; use --n-forget {max(len(eligible), 1)} or fewer, or more pictures")
     askers = rng.choice(eligible, n_forget, replace=False)
