@@ -88,6 +88,7 @@ def execute() -> None:
     todo = [file for file, copy in kept.items() if not copy.exists()]
     print(f"running {len(todo)} of {len(kept)} notebooks", flush=True)
     first = sorted(todo, key=lambda file: -max((seconds for name, seconds in timings().items() if name == file.name), default=99.))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two trainings side by side that share their threads take many times as long
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         found = timings()
         for done in as_completed([pool.submit(execute_one, file, kept[file]) for file in first]):
