@@ -89,7 +89,9 @@ def execute() -> None:
     print(f"running {len(todo)} of {len(kept)} notebooks", flush=True)
     first = sorted(todo, key=lambda file: -max((seconds for name, seconds in timings().items() if name == file.name), default=99.))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two trainings side by side that share their threads take many times as long
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    fresh = get_context("forkserver")  # a new process for each notebook, that has imported the package already
+    fresh.set_forkserver_preload(["one_shui.audit_charts", "one_shui.cli", "one_shui.own_model", "one_shui.tables", "execnb.shell"])
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=fresh, max_tasks_per_child=1) as pool:
         found = timings()
         for done in as_completed([pool.submit(execute_one, file, kept[file]) for file in first]):
             name, seconds = done.result()
