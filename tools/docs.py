@@ -11,8 +11,10 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import vl_convert
@@ -77,6 +79,25 @@ def execute_one(file: Path, kept: Path) -> tuple[str, float]:
     return file.name, time.perf_counter() - started
 
 
+def answer_and_leave(answer: Connection, file: Path, kept: Path) -> None:
+    "Run a notebook in this process, and end it at once: helpers that joblib left behind would keep it waiting"
+    answer.send(execute_one(file, kept))
+    answer.close()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def in_a_process(context: BaseContext, file: Path, kept: Path) -> tuple[str, float]:
+    "Run a notebook in a process of its own"
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=answer_and_leave, args=(theirs, file, kept))
+    process.start()
+    theirs.close()
+    try: return ours.recv()
+    except EOFError: raise RuntimeError(f"{file.name} failed; its traceback is above") from None
+    finally: process.join()
+
+
 def execute() -> None:
     """Every notebook with its outputs into build/nbs. What was run before is taken from build/executed, unless its cells changed;
     after a change of one module, only its own notebook runs again (`make clean docs` runs them all).
@@ -91,9 +112,9 @@ def execute() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two trainings side by side that share their threads take many times as long
     fresh = get_context("forkserver")  # a new process for each notebook, that has imported the package already
     fresh.set_forkserver_preload(["one_shui.audit_charts", "one_shui.cli", "one_shui.own_model", "one_shui.tables", "execnb.shell"])
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=fresh, max_tasks_per_child=1) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = timings()
-        for done in as_completed([pool.submit(execute_one, file, kept[file]) for file in first]):
+        for done in as_completed([pool.submit(in_a_process, fresh, file, kept[file]) for file in first]):
             name, seconds = done.result()
             found[name] = round(seconds, 1)
             print(f"{name}: {seconds:.0f} s", flush=True)
