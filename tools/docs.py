@@ -104,6 +104,7 @@ def execute() -> None:
     """
     shutil.rmtree(BUILD, ignore_errors=True)
     shutil.copytree(ROOT / "nbs", BUILD, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "runs"))
+    shutil.copytree(ROOT / "data/results", BUILD.parent / "data/results", dirs_exist_ok=True)  # where notebooks look for it
     KEPT.mkdir(parents=True, exist_ok=True)
     kept = {file: KEPT / f"{file.stem}-{digest(file)}.ipynb" for file in sorted(BUILD.rglob("*.ipynb"))}
     todo = [file for file, copy in kept.items() if not copy.exists()]
