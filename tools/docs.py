@@ -194,6 +194,7 @@ def pages() -> None:
     "Write the pages, the table of contents and the static files"
     shutil.rmtree(PAGES, ignore_errors=True)
     (PAGES / "_static").mkdir(parents=True)
+    shutil.copytree(ROOT / "nbs/images", PAGES / "images")
     names: dict[str, list[str]] = {"Tutorials": [], "Library": []}
     said: dict[str, str] = {}
     for file in sorted((ROOT / "_proc").rglob("*.ipynb")):
