@@ -215,7 +215,7 @@ def gain_chart(
         alt.X("mean:Q", title="ToW gained (points)"), y, alt.Color("access:N", scale=alt.Scale(scheme=SCHEME)),
         tooltip=["method", "access", "n_forget", alt.Tooltip("mean:Q", format=".2f"), alt.Tooltip("low:Q", format=".2f"),
                  alt.Tooltip("high:Q", format=".2f")])
-    bars = alt.Chart().mark_rule().encode(alt.X("low:Q"), alt.X2("high:Q"), y)
+    bars = alt.Chart().mark_rule(color="gray").encode(alt.X("low:Q"), alt.X2("high:Q"), y)
     zero = alt.Chart().mark_rule(strokeDash=[4, 4]).encode(x=alt.datum(0))
     described = "; ".join(f"{r.method} with {r.n_forget}: {r.mean:.1f}" for r in shown.itertuples())
     return alt.layer(zero, bars, points, data=shown).properties(width=190, height=22 * len(order)).facet(
