@@ -193,7 +193,7 @@ def save_audit_report(
     charts = dict(roc=roc_chart(folder, audits, drawn, settings), confidence=confidence_chart(folder, drawn),
                   people=people_chart(folder, drawn), cost=cost_chart(results))
     least = audits.query("metric == 'RMIA TPR at FPR'")["value"].iloc[0]
-    def table(frame: pd.DataFrame) -> str: return f'<div class="wide">{frame.to_html(border=0, na_rep="–")}</div>'
+    def table(frame: pd.DataFrame) -> str: return f'<div class="wide" tabindex="0">{frame.to_html(border=0, na_rep="–")}</div>'
     said = [f"RMIA TPR is the share of members found while {least:.2f} % of others are accused, the least that so few can show.",
             "AUC 50 is chance; linkage, probe and regained points mean something beside the retrained network's.",
             "Linkage of strangers is of people the network never saw; what changes both is no memory of those who asked.",

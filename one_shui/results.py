@@ -211,7 +211,7 @@ def save_report(
     if "ToW" in set(rows["metric"]): charts.insert(0, chart_html("tow", tow_chart(rows)))
     facts = {k: v for k, v in json.loads((Path(folder) / "config.json").read_text()).items() if k != "root" and v not in (None, {}, False)}
     def table(frame: pd.DataFrame) -> str:
-        return f'<div class="wide">{frame.reset_index().to_html(index=False, border=0, na_rep="–")}</div>'
+        return f'<div class="wide" tabindex="0">{frame.reset_index().to_html(index=False, border=0, na_rep="–")}</div>'
     return save_page(Path(folder) / "report.html", f"Forgetting {config.n_forget} people: {config.dataset}, seed {config.seed}", [
         ("", "".join(f"<p>{html.escape(s)}</p>" for s in summary(rows))),
         ("Scores", table(result_table(rows)) + _LEGEND),

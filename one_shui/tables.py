@@ -216,7 +216,7 @@ def gain_chart(
         tooltip=["method", "access", "n_forget", alt.Tooltip("mean:Q", format=".2f"), alt.Tooltip("low:Q", format=".2f"),
                  alt.Tooltip("high:Q", format=".2f")])
     bars = alt.Chart().mark_rule(color="gray").encode(alt.X("low:Q"), alt.X2("high:Q"), y)
-    zero = alt.Chart().mark_rule(strokeDash=[4, 4]).encode(x=alt.datum(0))
+    zero = alt.Chart().mark_rule(strokeDash=[4, 4], aria=False).encode(x=alt.datum(0))
     described = "; ".join(f"{r.method} with {r.n_forget}: {r.mean:.1f}" for r in shown.itertuples())
     return alt.layer(zero, bars, points, data=shown).properties(width=190, height=22 * len(order)).facet(
         column=alt.Column("n_forget:O", title="people who ask")).properties(title="Right of the dashed line: better than doing nothing",
@@ -236,7 +236,7 @@ def save_grid_report(
 ) -> Path:                      # The file
     "A grid as one HTML file that needs no network"
     if rows.empty: raise BadInput(f"{folder} has no finished cell to report")
-    def shown(frame: pd.DataFrame) -> str: return f'<div class="wide">{frame.to_html(index=False, border=0, na_rep="–")}</div>'
+    def shown(frame: pd.DataFrame) -> str: return f'<div class="wide" tabindex="0">{frame.to_html(index=False, border=0, na_rep="–")}</div>'
     sections = [("", f"<p>{len(rows.groupby([*PLACE, 'method', 'variant']))} cells of the grid {html.escape(rows['grid'].iloc[0])}.</p>")]
     compared = rows[~rows["method"].isin(["original", "retrain"])]
     if len(compared) and "original" in set(rows["method"]):
