@@ -196,7 +196,8 @@ def stream_command(
     told = stream(run, tuple(name.strip() for name in method.split(",") if name.strip()), requests, typer.echo)
     wide, lasts = told.pivot(index=["method", "asked"], columns="split", values="value").round(1), until_rebuild(told).round(2)
     write_text(Path(run) / "stream.csv", told.to_csv(index=False))
-    tables = "".join(f'<div class="wide" tabindex="0">{frame.reset_index().to_html(index=False, border=0, na_rep="–")}</div>' for frame in (lasts, wide))
+    tables = "".join(f'<div class="wide" tabindex="0">{frame.reset_index().to_html(index=False, border=0, na_rep="–")}</div>'
+                     for frame in (lasts, wide))
     shown = chart_html("stream", stream_chart(told)) + tables
     page = save_page(Path(run) / "stream.html", f"{requests} requests, one after another", [("", shown)])
     typer.echo(f"\n{wide.to_string()}\n\n{lasts.to_string()}\n\nreport: {page.resolve()}")
