@@ -50,8 +50,9 @@ CHARTS = '''
     { actions: false, renderer: "svg", theme: dark() ? "dark" : undefined, config: { background: "transparent" } }));
   addEventListener("DOMContentLoaded", () => {
     draw();
-    document.querySelectorAll("p.caption[role=heading]").forEach(p => p.setAttribute("aria-level", "2"));  // Furo leaves the level out
-    document.querySelectorAll("pre, .output, .chart").forEach(e => { if (e.scrollWidth > e.clientWidth) e.tabIndex = 0; });  // for the keyboard
+    document.querySelectorAll("p.caption[role=heading]").forEach(p => p.setAttribute("aria-level", "2"));
+    // what scrolls can be reached by keyboard
+    document.querySelectorAll("pre, .output, .chart").forEach(e => { if (e.scrollWidth > e.clientWidth) e.tabIndex = 0; });
     new MutationObserver(draw).observe(document.body, { attributeFilter: ["data-theme"] });
   });
 })();
