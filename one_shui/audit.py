@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pushed', 'ATTACKED', 'RATES', 'AUDITED', 'Audit', 'split_people', 'references', 'push', 'View', 'view_signals',
-           'attack', 'know', 'siblings', 'audit', 'audit_table', 'anamnesis_table', 'verdict_correlations']
+           'attack', 'know', 'siblings', 'Attacker', 'audit', 'audit_table', 'anamnesis_table', 'verdict_correlations']
 
 # %% ../nbs/56_audit.ipynb #46788211
 import json
@@ -67,9 +67,11 @@ def references(
     seed: int = 0,       # Of the halves
     progress: bool = False,
 ) -> list[tuple[nn.Module, FaceSet]]:  # Two networks and what they were trained on
-    "Networks that never saw the forget people: trained, or found"
+    "Networks that never saw the forget people: trained, or found. Raises `BadInput` before that for sets that no attack could use"
+    check_disjoint(train=pictures.train.identities, test=pictures.test.identities, val=pictures.val.identities)
+    halves, _ = (split_people(part.identities, seed) for part in (pictures.retain, pictures.val))
     found, digest = [], pictures.splits.digest
-    for k, rows in enumerate(split_people(pictures.retain.identities, seed)):
+    for k, rows in enumerate(halves):
         half, file = pictures.retain.subset(rows), folder / f"reference-{k}.safetensors"
         spec = ModelSpec(config.arch, pictures.faces.task.n_outputs, config.size, config.of_training + 1 + k, config.arch_options)
         if not file.exists():
@@ -202,6 +204,71 @@ def siblings(
     if not drawn: raise BadInput("relearning from a sibling needs somebody with two forget pictures")
     return forget.subset(np.array(drawn)), forget.subset(np.setdiff1d(np.arange(len(forget)), drawn))
 
+# %% ../nbs/56_audit.ipynb #f200ee5f
+class Attacker:
+    "What all networks of a run are attacked with: references, `a`, photos to relearn from"
+    def __init__(
+        self,
+        config: Config,       # Of the run
+        pictures: Pictures,   # Of the run
+        original: nn.Module,  # Of the run
+        trained: list[tuple[nn.Module, FaceSet]],  # As from `references`
+        settings: Audit = Audit(),  # How
+    ):
+        self.config, self.pictures, self.trained, self.settings = config, pictures, trained, settings
+        others, population = (pictures.val.subset(rows) for rows in split_people(pictures.val.identities, settings.seed))
+        self.a, self.trials = _offset(trained, others, population, settings), _trials(original, pictures, settings)
+
+    def __call__(
+        self,
+        name: str,           # Of the method
+        network: nn.Module,  # After it, in eval mode
+        folder: Path,        # Where its signals are or will be
+    ) -> pd.DataFrame:       # Columns split, metric, value (in percent, or steps), low, high
+        "Attack one network in every way"
+        signals, of_parts = self._signals(name, network, folder / f"{name}-signals.safetensors"), ("forget", "test")
+        told, *_ = attack(*signals, {part: getattr(self.pictures, part).identities for part in of_parts}, self.a, self.settings)
+        nan, counted = float("nan"), [("RMIA a", self.a), *self._relearned(network)]
+        found = [*told, *know(network, self.pictures, self.settings), *((*row, nan, nan) for row in counted)]
+        return pd.DataFrame(found, columns=["metric", "value", "low", "high"]).assign(split="forget")
+
+    def _signals(self, name: str, network: nn.Module, file: Path) -> tuple[dict, dict]:
+        "Of the network and of its references on forget, test and val: from their file, or found and saved"
+        if not file.exists():
+            networks = [network]
+            for k, (reference, half) in enumerate(self.trained):
+                seed = self.config.of_methods + 1 + k
+                networks.append(push(self.config, name, reference, half, self.pictures, seed, self.settings.pushed))
+            def of(part): return [view_signals(one, getattr(self.pictures, part), self.settings.views, self.settings.signal) for one in networks]
+            write_tensors(file, {part: torch.from_numpy(np.stack(of(part), 1)) for part in ATTACKED}, {})
+        held = {part: signals.numpy() for part, signals in read_tensors(file)[0].items()}
+        return {part: s[:, 0] for part, s in held.items()}, {part: s[:, 1:] for part, s in held.items()}
+
+    def _relearned(self, network: nn.Module) -> list[tuple[str, float]]:
+        "What comes back in each trial, and after how many steps"
+        lr, found = self.settings.relearn_lr or self.config.to_recipe().lr / 10, []
+        for photo, photos, judged, goal in self.trials:
+            got = relearn(network, photos, judged, goal, self.settings.within, lr)
+            found += [(f"{photo} regained", 100 * got.regained), (f"{photo} relearn steps", got.steps)]
+        return found
+
+
+def _offset(trained: list[tuple[nn.Module, FaceSet]], others: FaceSet, population: FaceSet, settings: Audit) -> float:
+    "`a`, from an attack on the first reference with the second as its reference, on pictures that no method is judged on"
+    (attacked, saw), (reference, _) = trained
+    def first(network, part): return view_signals(network, part, 1, settings.signal)[:, 0]
+    parts = saw, others, population
+    return tune_offset([first(attacked, part) for part in parts], [first(reference, part)[:, None] for part in parts], settings.gamma)
+
+
+def _trials(original: nn.Module, pictures: Pictures, settings: Audit) -> list[tuple[str, FaceSet, FaceSet, float]]:
+    "From the portraits, and from a sibling of each where there is one: name, photos, what is judged, the original's score on that"
+    tried = [("portrait", pictures.support, pictures.forget)]
+    try: tried.append(("sibling", *siblings(pictures.forget, settings.seed)))
+    except BadInput: pass
+    def score(judged): return task_score(judged.task, predict(original, judged), judged.targets)
+    return [(photo, photos, judged, score(judged)) for photo, photos, judged in tried]
+
 # %% ../nbs/56_audit.ipynb #b003b040
 def audit(
     folder: str | Path,         # Of a run with "original" and "retrain"
@@ -212,29 +279,21 @@ def audit(
 ) -> pd.DataFrame:              # Rows with the columns of `run`, as in `audit.csv`
     "Attack the networks of a run; what has been done is kept. Raises `BadInput` before any long work"
     folder = Path(folder)
-    config, pictures, _ = load_run(folder)
+    config, pictures, original = load_run(folder)
     results, wanted = _of_run(folder), {"original", "retrain", *(methods or ())}
     if missing := wanted - set(results["method"]):
         raise BadInput(f"{folder} has no {sorted(missing)[0]}; add it with one-shui run --method {','.join(sorted(missing))}")
-    check_disjoint(train=pictures.train.identities, test=pictures.test.identities, val=pictures.val.identities)
-    others, population = (pictures.val.subset(rows) for rows in split_people(pictures.val.identities, settings.seed))
     _keep_settings(folder, settings)
     file = folder / "audit.csv"
     rows = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=COLUMNS)
     todo = [name for name in results["method"].unique() if (methods is None or name in wanted) and name not in set(rows["method"])]
     if not todo: return rows
     say("training two reference networks, or finding them")
-    trained = references(folder, config, pictures, settings.seed, progress)
-    a, trials = _offset(trained, others, population, settings), _trials(load_network(folder, "original"), pictures, settings)
+    attacker = Attacker(config, pictures, original.eval(), references(folder, config, pictures, settings.seed, progress), settings)
     for name in todo:
         say(f"{name}: attacking")
-        network = load_network(folder, name)
-        signals = _signals(folder, config, name, network, pictures, trained, settings)
-        found = [("RMIA a", a), *attack(*signals, dict(forget=pictures.forget.identities, test=pictures.test.identities), a, settings)[0],
-                 *know(network, pictures, settings), *_relearned(network, trials, config, settings)]
-        head = results[results["method"] == name].iloc[0].to_dict()
-        new = pd.DataFrame([{**head, "split": "forget", **dict.fromkeys(("low", "high"), float("nan")),
-                             **dict(zip(("metric", "value", "low", "high"), row, strict=False))} for row in found])[COLUMNS]
+        new = attacker(name, load_network(folder, name), folder)
+        new = new.assign(**results[results["method"] == name].iloc[0].drop(new.columns, errors="ignore").to_dict())[COLUMNS]
         rows = pd.concat([rows, new], ignore_index=True) if len(rows) else new
         write_text(file, rows.to_csv(index=False))
     return rows
@@ -255,44 +314,6 @@ def _keep_settings(folder: Path, settings: Audit) -> None:
                        "remove audit.json, audit.csv and *-signals.safetensors there to start again")
     write_text(file, json.dumps(new) + "\n")
 
-
-def _offset(trained: list[tuple[nn.Module, FaceSet]], others: FaceSet, population: FaceSet, settings: Audit) -> float:
-    "`a`, from an attack on the first reference with the second as its reference, on pictures that no method is judged on"
-    (attacked, saw), (reference, _) = trained
-    def first(network, part): return view_signals(network, part, 1, settings.signal)[:, 0]
-    parts = saw, others, population
-    return tune_offset([first(attacked, part) for part in parts], [first(reference, part)[:, None] for part in parts], settings.gamma)
-
-
-def _signals(folder, config, name, network, pictures, trained, settings) -> tuple[dict, dict]:
-    "Signals of a method's network and of its references on forget, test and val: from their file, or found and saved"
-    file = folder / f"{name}-signals.safetensors"
-    if not file.exists():
-        networks = [network]
-        for k, (reference, half) in enumerate(trained):
-            networks.append(push(config, name, reference, half, pictures, config.of_methods + 1 + k, settings.pushed))
-        def of(part): return [view_signals(one, getattr(pictures, part), settings.views, settings.signal) for one in networks]
-        write_tensors(file, {part: torch.from_numpy(np.stack(of(part), 1)) for part in ATTACKED}, {})
-    held = {part: signals.numpy() for part, signals in read_tensors(file)[0].items()}
-    return {part: s[:, 0] for part, s in held.items()}, {part: s[:, 1:] for part, s in held.items()}
-
-
-def _trials(original: nn.Module, pictures: Pictures, settings: Audit) -> list[tuple[str, FaceSet, FaceSet, float]]:
-    "From the portraits, and from a sibling of each where there is one: name, photos, what is judged, the original's score on that"
-    tried = [("portrait", pictures.support, pictures.forget)]
-    try: tried.append(("sibling", *siblings(pictures.forget, settings.seed)))
-    except BadInput: pass
-    def score(judged): return task_score(judged.task, predict(original, judged), judged.targets)
-    return [(photo, photos, judged, score(judged)) for photo, photos, judged in tried]
-
-
-def _relearned(network: nn.Module, trials: list[tuple[str, FaceSet, FaceSet, float]], config: Config, settings: Audit) -> list[tuple]:
-    "What comes back in each trial, and after how many steps"
-    lr, found = settings.relearn_lr or config.to_recipe().lr / 10, []
-    for photo, photos, judged, goal in trials:
-        got = relearn(network, photos, judged, goal, settings.within, lr)
-        found += [(f"{photo} regained", 100 * got.regained), (f"{photo} relearn steps", got.steps)]
-    return found
 
 # %% ../nbs/56_audit.ipynb #bbb5a214
 AUDITED = ("ToW", "RMIA AUC", "RMIA TPR", *(_tpr_name(rate) for rate in RATES), "RMIA AUC of people", "linkage AUC",

@@ -466,6 +466,8 @@ def bench_grid_command(
     threads: Annotated[int, typer.Option(help="Of each worker; keep it the same, the last bits of results depend on it.", min=1)] = 1,
     address: Annotated[str, typer.Option(help="Of a Ray cluster; default: one on this machine.")] = "",
     gpus: Annotated[float, typer.Option(help="Graphics cards a step needs (ray); 0.5: two steps share one.", min=0)] = 0.,
+    attack: Annotated[bool, typer.Option("--attack", help="Audit every network as well: RMIA, linkage, probe, relearning.")] = False,
+    views: Annotated[int, typer.Option(help="Of each picture in RMIA.", min=1, max=8)] = 4,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the steps, estimate time and disk, compute nothing.")] = False,
 ):
     "Every method in every place of a grid; what two cells share is computed once."
@@ -478,13 +480,14 @@ def bench_grid_command(
     from one_shui.store import Store
     from one_shui.tables import estimate, grid_folder, grid_table, run_grid, save_grid_report
     asked, wanted = read_grid(grid), _pairs(only or [], "--only")
+    if attack: asked = replace(asked, attack={**(asked.attack or {}), "views": views})
     if root: asked = replace(asked, config={**asked.config, "root": str(Path(root).resolve())})
     if asked.config.get("dataset", "toy") != "toy" and not asked.config.get("root"):
         raise BadInput(f"the grid {asked.name} needs {asked.config['dataset']}; say where it is (--root DATA)")
     cells, who = narrowed(asked.cells, wanted), Engine(engine, workers, threads, address, gpus)  # type: ignore[arg-type]
-    command = " ".join(["one-shui bench", grid, *(f"--only {text}" for text in only or [])])
+    command = " ".join(["one-shui bench", grid, *(f"--only {text}" for text in only or []), *([f"--attack --views {views}"] * attack)])
     if dry_run:
-        told = estimate(Store(Path(out) / "steps"), plan(cells), threads)
+        told = estimate(Store(Path(out) / "steps"), plan(cells, asked.audit), threads)
         typer.echo(f"{told.round(3).to_string()}\n\n{len(cells)} cells, {told['steps'].sum()} steps, {told['found'].sum()} of them done; "
                    f"about {told['hours'].sum():.1f} hours on one worker like this machine, {told['gb'].sum():.2f} GB")
         return

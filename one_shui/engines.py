@@ -8,15 +8,16 @@ __all__ = ['POOLS', 'ENGINES', 'Engine', 'attempt', 'run_jobs']
 # %% ../nbs/72_engines.ipynb #c2c69b94
 import os
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed, parallel_config
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.externals.loky import get_reusable_executor
 from tqdm.auto import tqdm
 
 from .grid import Job, code_of, do
@@ -75,20 +76,27 @@ POOLS = 5  # New pools after a worker vanished, before giving up
 def _joblib(root: Path, jobs: list[Job], engine: Engine, command: str) -> Iterator[tuple[str, str]]:
     "Processes on this machine"
     became: dict[str, tuple[str, str]] = {}
-    for _, level in groupby(sorted(jobs, key=lambda job: job.depth), key=lambda job: job.depth):
-        waiting, pools = list(level), 0
-        while waiting:
-            needed = ([became[need.step.address] for need in job.needs] for job in waiting)
-            calls = (delayed(attempt)(root, job, engine.threads, command, *known) for job, known in zip(waiting, needed, strict=True))
-            try:
-                with parallel_config("loky", n_jobs=engine.processes, inner_max_num_threads=engine.threads):
-                    for address, said in Parallel(return_as="generator_unordered", batch_size=1)(calls):
-                        became[address] = address, said
-                        yield address, said
-            except TerminatedWorkerError as error:
-                pools += 1
-                if pools > POOLS: raise OSError(f"workers vanish again and again ({error}); try fewer (--workers N)") from error
-            waiting = [job for job in waiting if job.step.address not in became]
+    waiting, pools = list(jobs), 0
+    while waiting:
+        pool = get_reusable_executor(engine.processes, env=dict(OMP_NUM_THREADS=str(engine.threads)))
+        running: dict[Future, Job] = {}
+        try:
+            while waiting or running:
+                ready = (job for job in list(waiting) if all(need.step.address in became for need in job.needs))
+                for job in islice(ready, engine.processes - len(running)):
+                    waiting.remove(job)
+                    needed = (became[need.step.address] for need in job.needs)
+                    running[pool.submit(attempt, root, job, engine.threads, command, *needed)] = job
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    address, said = future.result()
+                    became[address] = address, said
+                    del running[future]
+                    yield address, said
+        except BrokenProcessPool as error:
+            pools += 1
+            if pools > POOLS: raise OSError(f"workers vanish again and again ({error}); try fewer (--workers N)") from error
+            waiting = [*running.values(), *waiting]
+        finally: pool.shutdown(kill_workers=True)
 
 # %% ../nbs/72_engines.ipynb #9b148d01
 def _ray(root: Path, jobs: list[Job], engine: Engine, command: str) -> Iterator[tuple[str, str]]:

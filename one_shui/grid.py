@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GRIDS', 'COSTS', 'TIMES', 'Cell', 'Grid', 'read_grid', 'only', 'Job', 'code_of', 'pretrain_job', 'unlearn_job',
-           'score_job', 'plan', 'pictures_of', 'do', 'collect']
+           'score_job', 'reference_job', 'attack_job', 'plan', 'pictures_of', 'do', 'collect']
 
 # %% ../nbs/71_grid.ipynb #2542a1c0
 import hashlib
@@ -20,14 +20,16 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
+from fastai.torch_core import default_device
 
 from .answers import Answers, describe, tow_interval
+from .audit import Attacker, Audit, references
 from .experiment import (COLUMNS, SETS, Config, Pictures, add_tow, apply_and_keep, check_config, load_pictures, make_method, method_rows,
                                  original_network, prepare_once, ready_method, settings_from)
 from .faces import read_faces
 from .ledger import file_digest
 from .loaders import cache_folder, picture_key
-from .models import ModelSpec
+from .models import ModelSpec, load_model
 from .scores import score_name
 from .splits import fingerprint, write_file, write_text
 from .store import Step, Store, code_version
@@ -52,10 +54,12 @@ class Grid:
     over: dict[str, list] = field(default_factory=dict)     # Fields of `Config` that vary, with their values
     methods: tuple[str, ...] = ("original", "retrain", "metaunlearn")
     variants: dict[str, dict] = field(default_factory=dict)  # By name: {"method": …, "settings": {…}}
+    attack: dict | None = None                              # Fields of `Audit`, to attack every network as well; None: don't
 
     def __post_init__(self):
-        for name, value, kind in (("config", self.config, dict), ("over", self.over, dict), ("variants", self.variants, dict)):
-            if not isinstance(value, kind): raise BadInput(f"grid {self.name}: {name} is {value!r}; it should be a table of values by name")
+        tables = dict(config=self.config, over=self.over, variants=self.variants, attack={} if self.attack is None else self.attack)
+        for name, value in tables.items():
+            if not isinstance(value, dict): raise BadInput(f"grid {self.name}: {name} is {value!r}; it should be a table of values by name")
         if self.methods != "all" and not (isinstance(self.methods, list | tuple) and all(isinstance(m, str) for m in self.methods)):
             raise BadInput(f"grid {self.name}: methods is {self.methods!r}; write a list of names, or all")
         object.__setattr__(self, "methods", tuple(method_names()) if self.methods in ("all", ["all"]) else tuple(self.methods))
@@ -68,6 +72,14 @@ class Grid:
         for name, variant in self.variants.items():
             if not isinstance(variant, dict) or set(variant) != {"method", "settings"} or not isinstance(variant["settings"], dict):
                 raise BadInput(f"grid {self.name}: variant {name} needs a method and settings, and nothing else")
+
+        if unknown := tables["attack"].keys() - {f.name for f in fields(Audit)}:
+            raise BadInput(f"grid {self.name}: an attack has no {sorted(unknown)[0]!r}; it has {', '.join(f.name for f in fields(Audit))}")
+
+    @property
+    def audit(self) -> Audit | None:
+        "How to attack, if at all"
+        return None if self.attack is None else Audit(**self.attack)
 
     @property
     def cells(self) -> list[Cell]:
@@ -195,7 +207,8 @@ def code_of(
 ) -> str:
     "Version of the code that does a step"
     if kind in ("prepare", "unlearn"): return code_version(find_method(method).__module__)
-    return code_version(dict(pretrain="one_shui.training", score="one_shui.answers")[kind])
+    modules = dict(pretrain="training", score="answers", reference="audit", attack="audit")
+    return code_version(f"one_shui.{modules[kind]}")
 
 
 def pretrain_job(config: Config) -> Job:
@@ -223,8 +236,22 @@ def score_job(config: Config, method: str) -> Job:
     return Job(Step("score", inputs, code_of("score")), config, method, needs)
 
 
+def reference_job(config: Config, seed: int) -> Job:
+    "Training two networks that never saw those who ask"
+    return Job(Step("reference", _plain(dict(_training_inputs(config), halves=seed)), code_of("reference")), config)
+
+
+def attack_job(config: Config, method: str, audit: Audit) -> Job:
+    "Every attack on one network"
+    unlearned, trained = unlearn_job(config, method), pretrain_job(config)
+    beside = reference_job(replace(config, methods=("original",), settings={}), audit.seed)
+    inputs = dict(network=unlearned.step.address, references=beside.step.address, method_seed=config.of_methods, audit=_plain(asdict(audit)))
+    return Job(Step("attack", inputs, code_of("attack")), config, method, (unlearned, trained, beside))
+
+
 def plan(
     cells: Iterable[Cell],
+    audit: Audit | None = None,  # How to attack every network as well
 ) -> list[Job]:  # Each once, after all that it needs
     "The steps behind some cells"
     found: dict[str, Job] = {}
@@ -234,7 +261,10 @@ def plan(
         for need in job.needs: add(need)
         found[job.step.address] = job
 
+    cells = list(cells)
     for cell in cells: add(score_job(cell.config, cell.method))
+    if audit:
+        for cell in cells: add(attack_job(cell.config, cell.method, audit))
     return list(found.values())
 
 # %% ../nbs/71_grid.ipynb #00f47160
@@ -293,7 +323,32 @@ def _do_score(store: Store, job: Job, work: Path) -> None:
     write_file(work / "rows.parquet", rows.to_parquet)
 
 
-_DO = dict(pretrain=_do_pretrain, prepare=_do_prepare, unlearn=_do_unlearn, score=_do_score)
+def _do_reference(store: Store, job: Job, work: Path) -> None:
+    references(work, job.config, pictures_of(job.config), job.step.inputs["halves"])
+
+
+@lru_cache(maxsize=1)
+def _attacker(folders: tuple[Path, Path], key: str, audit: str) -> Attacker:
+    "What all networks of a place are attacked with"
+    config, settings = Config(**json.loads(key)), Audit(**json.loads(audit))
+    pictures = pictures_of(config)
+    original, _ = original_network(config, folders[0], pictures, say=lambda _: None)
+    return Attacker(config, pictures, original.eval(), references(folders[1], config, pictures, settings.seed), settings)
+
+
+def _do_attack(store: Store, job: Job, work: Path) -> None:
+    unlearned, trained, beside = (store.folder(need.step) for need in job.needs)
+    place = replace(job.config, methods=("original",), settings={})
+    attacker = _attacker((trained, beside), json.dumps(asdict(place), sort_keys=True), json.dumps(job.step.inputs["audit"], sort_keys=True))
+    pictures = pictures_of(place)
+    network, spec = _network(store, job.needs[1], pictures)
+    if job.method != "original":
+        network = load_model(unlearned / f"{job.method}.safetensors", spec, pictures.splits.digest)[0].to(default_device())
+    attacker.config = job.config  # its method may have settings of its own
+    write_file(work / "rows.parquet", attacker(job.method, network.eval(), work).to_parquet)
+
+
+_DO = dict(pretrain=_do_pretrain, prepare=_do_prepare, unlearn=_do_unlearn, score=_do_score, reference=_do_reference, attack=_do_attack)
 
 
 def do(
@@ -316,6 +371,7 @@ def collect(
     store: Store,
     grid: str,         # Its name
     cells: list[Cell],
+    audit: Audit | None = None,  # Attacks to look for
 ) -> pd.DataFrame:     # Columns grid, variant, `COLUMNS`, `COSTS`, step, command, git, versions; of the cells that are done
     "The rows of a grid's cells"
     parts = []
@@ -325,6 +381,11 @@ def collect(
         if facts is None or unlearned is None: continue
         by = dict(unlearned["made_by"])
         origin = dict(step=job.needs[0].step.address, command=by.pop("command"), git=by.pop("git"), versions=json.dumps(by, sort_keys=True))
-        parts.append(pd.read_parquet(store.folder(job.step) / "rows.parquet").assign(grid=grid, variant=cell.variant, **origin))
+        rows = pd.read_parquet(store.folder(job.step) / "rows.parquet").assign(grid=grid, variant=cell.variant, **origin)
+        parts.append(rows)
+        attacked = audit and attack_job(cell.config, cell.method, audit)
+        if attacked and store.facts(attacked.step):
+            found = pd.read_parquet(store.folder(attacked.step) / "rows.parquet")
+            parts.append(found.assign(**rows.iloc[0].drop(found.columns).to_dict()))
     columns = list(dict.fromkeys(["grid", "variant", *COLUMNS, *COSTS, "step", "command", "git", "versions"]))
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)

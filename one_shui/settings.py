@@ -69,7 +69,7 @@ _FEW = "ten times the paper's lr, as there are far fewer simulated requests to l
 CELLS["metaunlearn"] += [_ours("toy", _FEW, epochs=6, lr=1e-3, eta=3e-3, rehearsals=2, patience=3),
                          _ours("celeba", _FEW, epochs=3, lr=1e-3, eta=.1)]
 for _method, _values in {
-    "gradient_ascent": dict(lr=.01), "random_labels": dict(lr=.01), "prior_labels": dict(lr=.003), "max_entropy": dict(lr=.003),
+    "gradient_ascent": dict(lr=.01), "random_labels": dict(lr=.003), "prior_labels": dict(lr=.01), "max_entropy": dict(lr=.003),
     "masked_ascent": dict(lr=.01), "task_negation": dict(strength=10.), "boundary_shrink": dict(lr=.03),
     "amun": dict(lr=.001), "mu_mis": dict(lr=1e-4), "ascent_to_val": dict(lr=.001),
 }.items():
