@@ -239,7 +239,8 @@ class Attacker:
             for k, (reference, half) in enumerate(self.trained):
                 seed = self.config.of_methods + 1 + k
                 networks.append(push(self.config, name, reference, half, self.pictures, seed, self.settings.pushed))
-            def of(part): return [view_signals(one, getattr(self.pictures, part), self.settings.views, self.settings.signal) for one in networks]
+            how = self.settings.views, self.settings.signal
+            def of(part): return [view_signals(one, getattr(self.pictures, part), *how) for one in networks]
             write_tensors(file, {part: torch.from_numpy(np.stack(of(part), 1)) for part in ATTACKED}, {})
         held = {part: signals.numpy() for part, signals in read_tensors(file)[0].items()}
         return {part: s[:, 0] for part, s in held.items()}, {part: s[:, 1:] for part, s in held.items()}

@@ -7,6 +7,7 @@ __all__ = ['POOLS', 'ENGINES', 'Engine', 'attempt', 'run_jobs']
 
 # %% ../nbs/72_engines.ipynb #c2c69b94
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -75,6 +76,7 @@ POOLS = 5  # New pools after a worker vanished, before giving up
 
 def _joblib(root: Path, jobs: list[Job], engine: Engine, command: str) -> Iterator[tuple[str, str]]:
     "Processes on this machine"
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)  # one that has grown large makes way for a new one
     became: dict[str, tuple[str, str]] = {}
     waiting, pools = list(jobs), 0
     while waiting:

@@ -245,7 +245,8 @@ def attack_job(config: Config, method: str, audit: Audit) -> Job:
     "Every attack on one network"
     unlearned, trained = unlearn_job(config, method), pretrain_job(config)
     beside = reference_job(replace(config, methods=("original",), settings={}), audit.seed)
-    inputs = dict(network=unlearned.step.address, references=beside.step.address, method_seed=config.of_methods, audit=_plain(asdict(audit)))
+    inputs = dict(network=unlearned.step.address, references=beside.step.address, method_seed=config.of_methods,
+                  audit=_plain(asdict(audit)))
     return Job(Step("attack", inputs, code_of("attack")), config, method, (unlearned, trained, beside))
 
 
