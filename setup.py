@@ -30,7 +30,7 @@ setup(
     packages=find_packages(include=["one_shui", "one_shui.*"]),
     package_data={"one_shui": ["py.typed"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "docs", "heic", "faces", "ray")},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "docs", "heic", "faces", "ray", "accelerate")},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],

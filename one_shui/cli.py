@@ -7,7 +7,8 @@ __all__ = ['app', 'receipts', 'data', 'bench', 'read_value', 'run_command', 'dem
            'audit_command', 'stream_command', 'rescore_command', 'prepare_command', 'forget_command', 'verify_command',
            'export_command', 'receipt_check_command', 'ledger_command', 'check_command', 'split_command',
            'download_command', 'GridOrMeasurement', 'bench_grid_command', 'results_command', 'report_command',
-           'bench_loaders_command', 'bench_meta_gradient_command', 'bench_rmia_command', 'main']
+           'bench_loaders_command', 'bench_meta_gradient_command', 'bench_rmia_command', 'bench_scaling_command',
+           'main']
 
 # %% ../nbs/52_cli.ipynb #90eb0d95
 import json
@@ -53,9 +54,11 @@ def _run(config, out: str) -> None:
     "Run a config, print its table, write its report"
     from one_shui.experiment import run
     from one_shui.results import result_table, save_report, summary
-    rows = run(config, out, progress=sys.stderr.isatty(), say=typer.echo)
-    report = save_report(rows, config, out)
-    typer.echo(f"\n{result_table(rows).to_string()}\n\n" + "\n".join(summary(rows)) + f"\n\nreport: {report.resolve()}")
+    from one_shui.together import own_folder, together
+    with together() as first, own_folder(out) as folder:
+        rows = run(config, folder, progress=first and sys.stderr.isatty(), say=typer.echo if first else lambda _: None)
+        report = save_report(rows, config, folder)
+    if first: typer.echo(f"\n{result_table(rows).to_string()}\n\n" + "\n".join(summary(rows)) + f"\n\nreport: {report.resolve()}")
 
 # %% ../nbs/52_cli.ipynb #99a8cd45
 @app.command(name="run", epilog="Examples:\n\n"
@@ -567,6 +570,30 @@ def bench_rmia_command(
     from one_shui.bench import bench_rmia
     typer.echo(json.dumps(bench_rmia(targets, population, views)))
 
+# %% ../nbs/52_cli.ipynb #65309d7e
+@bench.command(name="scaling", epilog="Examples:\n\n`one-shui bench scaling --out growth.csv`\n\n"
+               "`one-shui bench scaling --out growth.csv --only people=100,400 --method key_edit,scrub`")
+def bench_scaling_command(
+    out: Annotated[str, typer.Option(help="CSV to write, a row a step and place.")],
+    size: Annotated[int, typer.Option(help="Side of a picture in pixels.", min=8)] = 64,
+    method: Annotated[Optional[str], typer.Option(help="Methods with commas between; default: four that prepare.")] = None,
+    only: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE,VALUE of photos, people, n_forget or width; default: all.")] = None,
+):
+    "How time and memory of each step grow with pictures, people, requests and parameters."
+    from one_shui.scaling import AXES, METHODS, growth, measure_growth
+    from one_shui.splits import write_text
+    from one_shui.unlearn import find_method
+    names = METHODS if method is None else tuple(name.strip() for name in method.split(",") if name.strip())
+    for name in names: find_method(name)
+    try: axes = {name: [int(value) for value in values] for name, values in _pairs(only or [], "--only").items()} or AXES
+    except ValueError as error: raise BadInput(f"--only {only}: {error}; write whole numbers, people=100,200") from error
+    write_text(out, "")  # refused now, not after the work
+    rows = measure_growth(axes, size, names, progress=sys.stderr.isatty())
+    write_text(out, rows.to_csv(index=False))
+    try: typer.echo(growth(rows).round(2).to_string())
+    except BadInput as error: typer.echo(f"measured; no growth is fitted: {error}")
+    typer.echo(f"\n{len(rows)} rows: {out}")
+
 # %% ../nbs/52_cli.ipynb #da75557d
 def main() -> None:
     "The console script"
@@ -577,3 +604,7 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on from here", err=True)
         sys.exit(130)
+
+# %% ../nbs/52_cli.ipynb #276fbb6f
+#| eval: false
+if __name__ == "__main__": main()

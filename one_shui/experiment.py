@@ -31,6 +31,7 @@ from .scores import tug_of_war
 from .settings import published_settings
 from .splits import Splits, load_splits, make_splits, save_splits, write_text
 from .task import BadInput, Faces, check_choice
+from .together import together_callbacks
 from .toy import toy_faces
 from .training import RECIPES, Recipe, fit
 from .unlearn import Artifact, Cost, Prepared, Unlearner, apply_method, find_method, prepare_method
@@ -266,7 +267,7 @@ def _train(config: Config, folder: Path, name: str, spec: ModelSpec, pictures: F
     "Train a network from the run's start, resuming where a killed run stopped"
     network = create_model(spec, config.pretrained, config.weights)
     files = folder / f"{name}.partial", folder / f"{name}-log.csv"
-    fit(network, pictures, val, config.to_recipe(), config.of_training, *files, progress=progress)
+    fit(network, pictures, val, config.to_recipe(), config.of_training, *files, together_callbacks(), progress)
     return network
 
 

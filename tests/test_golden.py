@@ -24,10 +24,13 @@ FOLDER = os.environ.get("ONE_SHUI_GOLDEN")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="set ONE_SHUI_GOLDEN to the folder of golden vectors")
 
 
+READ: set[Path] = set()  # What the tests below read
+
+
 def files(pattern):
-    "The golden files of a family; the folder must hold at least one"
+    "The golden files of a family; other folders may hold other seeds, or lack a family"
     found = sorted(Path(FOLDER).glob(pattern)) if FOLDER else []
-    if FOLDER: assert found, f"no {pattern} in {FOLDER}"
+    READ.update(found)
     return pytest.mark.parametrize("file", found, ids=lambda file: file.stem)
 
 
@@ -183,3 +186,9 @@ def test_bad_teacher(file, tensor_loader):
 def test_the_comparison_can_fail():
     with pytest.raises(AssertionError): assert_close(torch.tensor([1., 2.001]), torch.tensor([1., 2.]))
     assert_close(torch.tensor(np.float32([1, 2.00001])), torch.tensor([1., 2.]))
+
+
+def test_every_file_is_read():
+    there = {file for kind in ("*.safetensors", "*.json") for file in Path(FOLDER).glob(kind)}
+    assert there, f"no golden vectors in {FOLDER}"
+    assert not there - READ, f"of no known family: {sorted(there - READ)}"

@@ -1,0 +1,87 @@
+"""Several processes train one network as one process does."""
+import multiprocessing
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+
+from one_shui.loaders import face_set
+from one_shui.models import ModelSpec, create_model
+from one_shui.scores import predict
+from one_shui.splits import make_splits
+from one_shui.together import together_callbacks
+from one_shui.toy import toy_faces
+from one_shui.training import RECIPES, fit
+
+RECIPE = replace(RECIPES["toy"], epochs=2, bf16=False, batch_size=27)  # a number that doesn't divide, and a last batch that is small
+VIT = dict(arch="vit_tiny_patch16_224", options=dict(patch_size=16, depth=2))
+SAMPLE = Path(__file__).parent.parent / "data/sample"
+RUN = ["run", "--dataset", "celeba", "--root", str(SAMPLE), "--n-forget", "2", "--size", "32", "--arch", "vit_tiny_patch16_224",
+       "--recipe", "paper-vit", "--epochs", "2", "--method", "original,retrain,metaunlearn", "--set", "metaunlearn.epochs=1"]
+
+
+def answers(arch, options):
+    "What a network says about val after training, and how its training went"
+    torch.set_num_threads(1)
+    faces = toy_faces(n_people=16, n_photos=6, size=32)
+    splits = make_splits(faces, n_forget=2)
+    train, val = (face_set(faces, faces.pictures, rows) for rows in (splits.train, splits.val))
+    network = create_model(ModelSpec(arch, faces.task.n_outputs, 32, options=options))
+    log = fit(network, train, val, RECIPE, cbs=together_callbacks())
+    return predict(network, val).numpy(), log["train_loss"].to_numpy()
+
+
+def one_of(rank, world, file, found, model):
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    found.put((rank, *answers(**model)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def trained(tmp_path, world, model):
+    "From each process: answers and losses"
+    context = multiprocessing.get_context("spawn")
+    found = context.Queue()
+    workers = [context.Process(target=one_of, args=(rank, world, tmp_path / "meet", found, model)) for rank in range(world)]
+    for worker in workers: worker.start()
+    told = sorted((found.get(timeout=200) for _ in workers), key=lambda row: row[0])
+    for worker in workers: worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * world
+    return [row[1:] for row in told]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_train_the_network_that_one_trains(tmp_path, world):
+    alone, losses = answers(**VIT)
+    both = trained(tmp_path, world, VIT)
+    assert abs(alone).max() > .1
+    for told, theirs in both:
+        assert abs(told - alone).max() < 1e-3 * abs(alone).max()
+        assert abs(theirs - losses).max() < 1e-3
+    assert (both[0][0] == both[1][0]).all()
+
+
+def test_processes_agree_on_running_statistics(tmp_path):
+    one, two = trained(tmp_path, 2, dict(arch="small_cnn", options=dict(width=8)))
+    assert (one[0] == two[0]).all()
+
+
+@pytest.mark.parametrize("launcher", [
+    ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "one_shui.cli"],
+    ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+     "--dynamo_backend", "no", "-m", "one_shui.cli"]], ids=["torchrun", "accelerate"])
+def test_a_whole_run(tmp_path, launcher):
+    if "accelerate" in launcher[1]: pytest.importorskip("accelerate")
+    subprocess.run([sys.executable, "-m", "one_shui.cli", *RUN, "--out", str(tmp_path / "one")], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, *launcher, *RUN, "--out", str(tmp_path / "two")], check=True, capture_output=True, text=True)
+    assert done.stdout.count("report:") == 1
+    one, two = (pd.read_csv(tmp_path / name / "results.csv").set_index(["method", "split", "metric"])["value"] for name in ("one", "two"))
+    scores = one.index.get_level_values("metric") == "mAP"
+    assert scores.sum() == 12
+    assert (one[scores] - two.reindex(one.index)[scores]).abs().max() < .5
+    assert {file.name for file in (tmp_path / "one").iterdir()} == {file.name for file in (tmp_path / "two").iterdir()}
