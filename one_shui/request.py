@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'PAST', 'PHOTOS', 'TOLERANCE', 'PLAIN', 'Model', 'refuse_pickle', 'check_use', 'open_model', 'check_out',
-           'refuse_taken', 'settings_of', 'check_settings', 'blame_settings', 'prepare_artifact', 'check_crop',
-           'contents', 'read_artifact', 'Asked', 'read_requests', 'support_set', 'compare_models', 'check_pictures',
-           'Options', 'request_id', 'Answer', 'answer_request', 'write_unlearned', 'verify_models']
+           'refuse_taken', 'settings_of', 'check_settings', 'blame_settings', 'name_code', 'with_names',
+           'prepare_artifact', 'check_crop', 'contents', 'read_artifact', 'Asked', 'read_requests', 'support_set',
+           'compare_models', 'check_pictures', 'Options', 'request_id', 'Answer', 'answer_request', 'write_unlearned',
+           'verify_models']
 
 # %% ../nbs/62_request.ipynb #931240db
 import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -140,6 +141,24 @@ def blame_settings(method: str, given: dict) -> Iterator[None]:
         if not given: raise
         raise BadInput(f"{method} fails with {given} ({type(error).__name__}: {error}); use other settings") from error
 
+# %% ../nbs/62_request.ipynb #516ccf4d
+def name_code(
+    identity: str,  # As the dataset calls them
+    weights: str,   # Hash of the model's weights, so that two models' artifacts can't be matched
+) -> str:           # 20 hex digits
+    "What stands for a name in an artifact"
+    return hashlib.sha256(f"{weights}\0{identity}".encode()).hexdigest()[:20]
+
+
+def with_names(
+    artifact: Artifact,       # As from `prepare_artifact`
+    identities: Iterable[str],  # Who asks
+) -> Artifact:
+    "The same, with the names of those who ask put back where their codes stand"
+    if "people" not in artifact.facts: return artifact
+    asking = {name_code(identity, artifact.facts["weights"]): identity for identity in identities}
+    return Artifact(artifact.tensors, dict(artifact.facts, people=[asking.get(code, code) for code in artifact.facts["people"]]))
+
 # %% ../nbs/62_request.ipynb #c8dc6962
 def prepare_artifact(
     model: Model,
@@ -162,6 +181,7 @@ def prepare_artifact(
     facts = dict(method=method.name, settings=settings, weights=model.weights, crop=crop, size=model.size, made=now(),
                  task=asdict(model.task), rehearsed=rehearsed, train_people=len(set(train.identities)), train_pictures=len(train),
                  versions={name: version(name) for name in ("torch", "timm")})
+    if "people" in artifact.facts: facts["people"] = [name_code(person, model.weights) for person in artifact.facts["people"]]
     whole = Artifact(artifact.tensors, plain({**artifact.facts, **facts}))
     return Artifact(whole.tensors, dict(whole.facts, seal=_seal(whole)))
 
@@ -187,7 +207,7 @@ def contents(artifact: Artifact) -> list[str]:
     size = sum(t.numel() * t.element_size() for t in artifact.tensors.values()) / 1e6
     names = len(artifact.facts.get("people") or [])
     said = [f"{len(artifact.tensors)} tensors, {size:.2f} MB, for the {artifact.facts['method']} method; no picture"]
-    said.append(f"numbers about each of {names} train people, under the names of the dataset: guard it as such" if names
+    said.append(f"numbers about each of {names} train people, under codes that tell no name: guard it as such" if names
                 else "nothing about single people")
     before, after = artifact.facts["rehearsed"]["before"], artifact.facts["rehearsed"]["after"]
     if None in (*before.values(), *after.values()):
@@ -458,7 +478,8 @@ def answer_request(
         if not ours: refuse_taken(out, *papers)
         with blame_settings(unlearner.name, settings or {}), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
-            network, cost = apply_method(unlearner, model.network, artifact or Artifact(), support, origin=model.origin)
+            ready = Artifact() if artifact is None else with_names(artifact, support.identities)
+            network, cost = apply_method(unlearner, model.network, ready, support, origin=model.origin)
         if weights_digest(network.state_dict()) == model.weights:
             raise BadInput(f"{unlearner.name} leaves every weight as it is: nothing would be forgotten. Use another method or settings")
         said += [str(w.message) for w in warned if issubclass(w.category, UserWarning)]
@@ -527,7 +548,7 @@ def _receipt(model, network, request, asked, support, method, artifact, artifact
     "The facts of a request, without a name or a picture"
     facts = artifact.facts if artifact is not None else {}
     known = set(facts.get("people") or [])
-    named = [one.identity in known for one in asked]
+    named = [name_code(one.identity, facts["weights"]) in known for one in asked] if known else []
     missing = ["how near the model is to one that was trained again without them: the training data are gone"]
     if checked is None: missing.append("whether other people are still served as well: no labelled pictures were given (--check)")
     if checked is None or not len(checked[1]):

@@ -40,9 +40,10 @@ GRIDS: dict[str, dict[str, list]] = {
     "ssd": dict(alpha=[5., 50.], lam=[.1, 2.]), "jit": dict(lr=[3e-3, 1e-2, 3e-2]), "pgu": dict(lr=[.01, .1], gamma=[.75, .9]),
     "scrub": dict(lr=[1e-3, 5e-3, 1e-2]), "bad_teacher": dict(lr=[1e-4, 1e-3, 1e-2]),
     **{name: dict(lr=[1e-3, 3e-3, 1e-2, 3e-2]) for name in (
-        "gradient_ascent", "random_labels", "prior_labels", "max_entropy", "boundary_shrink", "amun",
+        "gradient_ascent", "random_labels", "prior_labels", "max_entropy", "amun",
         "ascent_to_val", "masked_ascent", "finetune", "neggrad_plus", "salun")},
-    "mu_mis": dict(lr=[1e-6, 1e-5, 1e-4, 1e-3]), "task_negation": dict(strength=[1., 3., 10.]), "key_edit": dict(rank=[1, 4, 8]),
+    "mu_mis": dict(lr=[1e-6, 1e-5, 1e-4, 1e-3]), "task_negation": dict(strength=[1., 3., 10., 30.]),
+    "boundary_shrink": dict(lr=[3e-3, 1e-2, 3e-2, .1]), "key_edit": dict(rank=[1, 4, 8]),
 }
 
 

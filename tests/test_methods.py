@@ -113,3 +113,15 @@ def test_list_and_tune(tmp_path, capsys, monkeypatch):
 
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(BadInput, match="holds no run"): load_run(tmp_path)
+
+
+def test_settings_of_our_own_are_those_that_the_stored_search_found():
+    "data/results/tune.csv, made by tools/gather.py"
+    searched = pd.read_csv(Path(__file__).parent.parent / "data/results/tune.csv")
+    source = "ours: one-shui tune {}, on CelebA"
+    ours = {name: cell for name, cells in CELLS.items() for cell in cells if cell.source.startswith(source.format(name))}
+    assert len(ours) >= 10
+    for name, cell in ours.items():
+        best = searched[searched["method"] == name].dropna(subset="simulated ToW").sort_values("simulated ToW").iloc[-1]
+        assert (best["dataset"], best["n_forget"]) == (cell.dataset, cell.n_forget)
+        assert {setting: best[setting] for setting in cell.values} == cell.values

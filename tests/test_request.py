@@ -25,7 +25,7 @@ from one_shui.experiment import Config, run
 from one_shui.faces import read_faces, save_faces
 from one_shui.ledger import Ledger, check_receipt, file_digest, read_key, read_receipt
 from one_shui.loaders import FaceSet, cached_pictures, face_set
-from one_shui.models import ModelSpec, create_model, save_model, task_facts, weights_digest
+from one_shui.models import ModelSpec, create_model, read_header, save_model, task_facts, weights_digest
 from one_shui.own_model import open_any, read_description
 from one_shui.photos import opencv_faces, read_photo
 from one_shui.request import Asked, Options, answer_request, open_model, prepare_artifact, read_artifact, read_requests, settings_of
@@ -140,6 +140,21 @@ def test_every_method_with_an_artifact(desk, data, name):
     kept = b"".join(f.read_bytes() for f in desk.iterdir() if f.is_file() and f.name not in ("model.safetensors", "artifact.safetensors"))
     assert b"Xanthippe" not in kept and b"Quux" not in kept and file_digest(photo).encode() not in kept
     assert (desk / "2.receipt.json").is_file() and (desk / "2.receipt.html").is_file()
+
+
+def test_an_artifact_tells_no_name_and_finds_who_asks(desk, data):
+    method = find_method("key_edit")(n_forget=3)
+    prepare_artifact(open_model(desk / "model.safetensors"), *data, method, people=3).save(desk / "its.safetensors")
+    header, names = read_header(desk / "its.safetensors"), set(data[0].identities)
+    assert len(header["people"]) == len(names)
+    assert not names & set(header["people"])
+    photo, model = photo_of(desk), open_model(desk / "model.safetensors")
+    by_name = {who: answer_request(model, [Asked(who, (photo,))], desk / f"{who}.safetensors", desk / "its.safetensors", say=lambda _: None)
+               for who in (photo.stem, "somebody else")}
+    said = {who: " ".join(made.receipt["what_was_done"]) for who, made in by_name.items()}
+    assert "aren't among those" not in said[photo.stem] and "aren't among those" in said["somebody else"]
+    one, other = (made.receipt["model"]["after"]["weights"] for made in by_name.values())
+    assert one != other, "what was kept of a person is used, and only for them"
 
 
 def test_figures_that_no_picture_tells(desk, tmp_path):

@@ -1,4 +1,5 @@
-"""Gather what runs and audits found into data/results/rows.csv: `python tools/gather.py RUN RUN …`"""
+"""Gather what grids, runs, audits and searches found into data/results: `python tools/gather.py FOLDER FOLDER …`"""
+import json
 import sys
 from pathlib import Path
 
@@ -6,27 +7,52 @@ import pandas as pd
 
 from one_shui.audit import AUDITED
 
+RESULTS = Path(__file__).parent.parent / "data/results"
 METRICS = {"mAP", "accuracy", "ToW", "over_forgot", "loss attack AUC", "gap to val", "RF-JSD", "blind loss attack AUC", "prepare seconds",
-           "artifact MB", "RMIA TPR at FPR", "RMIA TPR of people", "RMIA TPR of people at FPR", "portrait relearn steps",
+           "artifact MB", "peak MB", "RMIA TPR at FPR", "RMIA TPR of people", "RMIA TPR of people at FPR", "portrait relearn steps",
            "sibling relearn steps", *AUDITED, *(name.replace("TPR at", "TPR of people at") for name in AUDITED)}
 COLUMNS = ["dataset", "arch", "n_forget", "seed", "method", "access", "split", "metric", "value", "low", "high", "seconds"]
 ROUNDED = {"value": 3, "low": 3, "high": 3, "seconds": 2}
+COSTS = {"prepare_seconds": "prepare seconds", "artifact_mb": "artifact MB", "peak_mb": "peak MB"}  # Columns of a grid, rows of a run
 
 
-def gather(runs: list[Path]) -> pd.DataFrame:
-    "The rows of all runs, sorted"
-    files = [file for run in runs for file in (run / "results.csv", run / "audit.csv") if file.exists()]
-    rows = pd.concat([pd.read_csv(file) for file in files], ignore_index=True)
-    return rows[rows["metric"].isin(METRICS)].reindex(columns=COLUMNS).round(ROUNDED).sort_values(COLUMNS[:8], kind="stable")
+def rows_of(folder: Path) -> list[pd.DataFrame]:
+    "The tables of a run or of a grid; a grid's variants have their names behind the method's"
+    if not (file := folder / "results.parquet").exists():
+        return [pd.read_csv(file) for file in (folder / "results.csv", folder / "audit.csv") if file.exists()]
+    rows = pd.read_parquet(file)
+    rows["method"] += (", " + rows["variant"]).where(rows["variant"] != "", "")
+    once = rows.drop_duplicates(COLUMNS[:5]).drop(columns=["metric", "value", "low", "high", "split"])
+    costs = once.rename(columns=COSTS).melt([c for c in once if c not in COSTS], list(COSTS.values()), "metric").dropna(subset="value")
+    prepares = costs["access"] == "statistics"
+    return [rows, costs[prepares | (costs["metric"] == "peak MB")].assign(split="all")]
+
+
+FOUND = ["forget", "rest", "val", "simulated ToW", "seed", "requests", "command"]
+
+
+def search_of(file: Path) -> pd.DataFrame:
+    "What `one-shui tune` found on a run, with where that was"
+    config = json.loads((file.parent / "config.json").read_text())
+    place = {name: config[name] for name in ("dataset", "arch", "n_forget")}
+    table = pd.read_csv(file).round(dict.fromkeys(FOUND[:4], 3))
+    table["command"] = table["command"].str.replace(r"--run \S+", "--run RUN", regex=True)
+    return pd.DataFrame({**place, "method": file.stem.removeprefix("tune-")}, table.index).join(table)
 
 
 def main() -> None:
-    "Write them"
+    "Write rows.csv, and tune.csv where something was searched"
     if len(sys.argv) < 2: sys.exit(__doc__)
-    rows = gather([Path(run) for run in sys.argv[1:]])
-    (out := Path(__file__).parent.parent / "data/results/rows.csv").parent.mkdir(exist_ok=True)
-    rows.to_csv(out, index=False)
-    print(f"{len(rows)} rows of {len(rows.drop_duplicates(COLUMNS[:4]))} runs: {out}")
+    folders = [Path(folder) for folder in sys.argv[1:]]
+    if parts := [rows for folder in folders for rows in rows_of(folder)]:
+        rows = pd.concat(parts, ignore_index=True)
+        rows = rows[rows["metric"].isin(METRICS)].reindex(columns=COLUMNS).round(ROUNDED).sort_values(COLUMNS[:8], kind="stable")
+        rows.drop_duplicates(COLUMNS[:8]).to_csv(RESULTS / "rows.csv", index=False)
+        print(f"{len(rows)} rows of {len(rows.drop_duplicates(COLUMNS[:4]))} places")
+    if searched := sorted(file for folder in folders for file in folder.glob("tune-*.csv")):
+        table = pd.concat([search_of(file) for file in searched], ignore_index=True)
+        table.reindex(columns=[*(c for c in table if c not in FOUND), *FOUND]).to_csv(RESULTS / "tune.csv", index=False)
+        print(f"{len(table)} settings of {len(searched)} methods")
 
 
 if __name__ == "__main__": main()
