@@ -30,7 +30,7 @@ from .models import ModelSpec, create_model, load_model, read_tensors, save_mode
 from .scores import mean_and_interval, predict, task_score
 from .splits import write_text
 from .task import BadInput
-from .training import fit
+from .training import fast, fit
 from .unlearn import apply_method, prepare_method
 
 # %% ../nbs/56_audit.ipynb #695e59e4
@@ -125,7 +125,7 @@ def view_signals(
     kind: Signal,    # See `membership_signal`
 ) -> np.ndarray:     # (n, views) in (0, 1]
     "How probable a network finds each picture's labels in each view; raises `BadInput` for logits that aren't finite"
-    seen = (predict(View(network, k), pictures) for k in range(views))
+    seen = (predict(View(fast(network), k), pictures) for k in range(views))
     return np.stack([membership_signal(pictures.task, logits, pictures.targets, kind) for logits in seen], 1)
 
 # %% ../nbs/56_audit.ipynb #654d3877
@@ -249,7 +249,7 @@ class Attacker:
         "What comes back in each trial, and after how many steps"
         lr, found = self.settings.relearn_lr or self.config.to_recipe().lr / 10, []
         for photo, photos, judged, goal in self.trials:
-            got = relearn(network, photos, judged, goal, self.settings.within, lr)
+            got = relearn(network, photos, judged, goal, self.settings.within, lr, score=_score)
             found += [(f"{photo} regained", 100 * got.regained), (f"{photo} relearn steps", got.steps)]
         return found
 
@@ -267,8 +267,12 @@ def _trials(original: nn.Module, pictures: Pictures, settings: Audit) -> list[tu
     tried = [("portrait", pictures.support, pictures.forget)]
     try: tried.append(("sibling", *siblings(pictures.forget, settings.seed)))
     except BadInput: pass
-    def score(judged): return task_score(judged.task, predict(original, judged), judged.targets)
-    return [(photo, photos, judged, score(judged)) for photo, photos, judged in tried]
+    return [(photo, photos, judged, _score(original, judged)) for photo, photos, judged in tried]
+
+
+def _score(network: nn.Module, judged: FaceSet) -> float:
+    "Of pictures that have to come back"
+    return task_score(judged.task, predict(fast(network), judged), judged.targets)
 
 # %% ../nbs/56_audit.ipynb #b003b040
 def audit(
