@@ -249,7 +249,7 @@ class Attacker:
         "What comes back in each trial, and after how many steps"
         lr, found = self.settings.relearn_lr or self.config.to_recipe().lr / 10, []
         for photo, photos, judged, goal in self.trials:
-            got = relearn(network, photos, judged, goal, self.settings.within, lr, score=_score)
+            got = relearn(network, photos, judged, goal, self.settings.within, lr)
             found += [(f"{photo} regained", 100 * got.regained), (f"{photo} relearn steps", got.steps)]
         return found
 

@@ -23,6 +23,7 @@ from .loaders import FaceLoader, FaceSet
 from .models import logits_and_features
 from .scores import predict, task_score
 from .task import BadInput, task_loss
+from .training import fast
 
 # %% ../nbs/24_identity.ipynb #034ee339
 def picture_features(
@@ -103,7 +104,7 @@ def relearn(
 ) -> Relearned:
     "Fine-tune on a photo a person, normalisation statistics frozen, and count steps until the other pictures are back"
     score = score or (lambda net, pictures: task_score(pictures.task, predict(net, pictures), pictures.targets))
-    network = copy.deepcopy(network).eval().requires_grad_(True)
+    network = fast(copy.deepcopy(network).eval().requires_grad_(True))  # as it was trained
     optimizer, curve = torch.optim.Adam(network.parameters(), lr), {0: score(network, judged)}
     ((x, y),) = FaceLoader(photos, len(photos), device=next(network.parameters()).device)
     for step in range(1, looks[-1] + 1):
