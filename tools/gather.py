@@ -40,14 +40,19 @@ def search_of(file: Path) -> pd.DataFrame:
     return pd.DataFrame({**place, "method": file.stem.removeprefix("tune-")}, table.index).join(table)
 
 
+def gather(folders: list[Path]) -> pd.DataFrame:
+    "The rows of all runs and grids, sorted, each once"
+    rows = pd.concat([table for folder in folders for table in rows_of(folder)], ignore_index=True)
+    rows = rows[rows["metric"].isin(METRICS)].reindex(columns=COLUMNS).round(ROUNDED).sort_values(COLUMNS[:8], kind="stable")
+    return rows.drop_duplicates(COLUMNS[:8])
+
+
 def main() -> None:
-    "Write rows.csv, and tune.csv where something was searched"
+    "Write rows.csv where something was measured, and tune.csv where something was searched"
     if len(sys.argv) < 2: sys.exit(__doc__)
     folders = [Path(folder) for folder in sys.argv[1:]]
-    if parts := [rows for folder in folders for rows in rows_of(folder)]:
-        rows = pd.concat(parts, ignore_index=True)
-        rows = rows[rows["metric"].isin(METRICS)].reindex(columns=COLUMNS).round(ROUNDED).sort_values(COLUMNS[:8], kind="stable")
-        rows.drop_duplicates(COLUMNS[:8]).to_csv(RESULTS / "rows.csv", index=False)
+    if any(rows_of(folder) for folder in folders):
+        (rows := gather(folders)).to_csv(RESULTS / "rows.csv", index=False)
         print(f"{len(rows)} rows of {len(rows.drop_duplicates(COLUMNS[:4]))} places")
     if searched := sorted(file for folder in folders for file in folder.glob("tune-*.csv")):
         table = pd.concat([search_of(file) for file in searched], ignore_index=True)
