@@ -32,7 +32,7 @@ from .unlearn import apply_method, prepare_method, watch_memory
 
 # %% ../nbs/58_scaling.ipynb #4985e17a
 BASE = dict(photos=10, people=200, n_forget=20, width=32)
-AXES: dict[str, list[int]] = dict(photos=[5, 10, 20, 40], people=[100, 200, 400], n_forget=[5, 20, 60], width=[16, 32, 64])
+AXES: dict[str, list[int]] = dict(photos=[5, 10, 20], people=[100, 200, 400], n_forget=[5, 20, 60], width=[16, 32, 64])
 METHODS = ("ssd", "pgu", "metaunlearn", "key_edit")  # Whose preparation and request are timed
 
 # %% ../nbs/58_scaling.ipynb #fbebc7eb
