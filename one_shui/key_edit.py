@@ -147,7 +147,8 @@ class _Rehearsal:
     def __call__(self, change: Tensor) -> dict[str, float]:
         "Simulated ToW after an edit, and the points that the rest of train and val lose by it"
         after = self._scores(change)
-        return dict(tow=tug_of_war(after, self.wanted), rest=self.before["retain"] - after["retain"], val=self.before["test"] - after["test"])
+        rest, val = (self.before[part] - after[part] for part in ("retain", "test"))
+        return dict(tow=tug_of_war(after, self.wanted), rest=rest, val=val)
 
 # %% ../nbs/42_key_edit.ipynb #44485d28
 @dataclass
