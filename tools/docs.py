@@ -52,7 +52,7 @@ CHARTS = '''
     draw();
     document.querySelectorAll("p.caption[role=heading]").forEach(p => p.setAttribute("aria-level", "2"));
     // what scrolls can be reached by keyboard
-    document.querySelectorAll("pre, .output, .chart").forEach(e => { if (e.scrollWidth > e.clientWidth) e.tabIndex = 0; });
+    document.querySelectorAll("pre, .output, .chart, .table-wrapper").forEach(e => { if (e.scrollWidth > e.clientWidth) e.tabIndex = 0; });
     new MutationObserver(draw).observe(document.body, { attributeFilter: ["data-theme"] });
   });
 })();
