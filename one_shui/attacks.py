@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import cross_val_score
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -157,8 +158,8 @@ def _found(member: np.ndarray, n: int, judged_out: float) -> LossAttack:
 
 
 def _workers(seen) -> int | None:
-    "Threads for a forest: those of all cores, or one where dealing out the work takes longer than the work"
-    return -1 if len(seen[1]) > 10_000 else None
+    "Threads for a forest: as many as torch may use here, or one where dealing out the work takes longer than the work"
+    return torch.get_num_threads() if len(seen[1]) > 10_000 else None
 
 
 def _columns(retain, val, forget, test) -> tuple[dict, tuple, np.ndarray]:

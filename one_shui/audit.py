@@ -179,7 +179,7 @@ def know(
     pictures: Pictures,      # Of the run
     audit: Audit = Audit(),  # Settings
 ) -> list[tuple]:            # (metric, value, low, high) in percent
-    "Linkage of those who ask and of strangers, and a probe where at least two people ask who have two pictures each"
+    "Linkage of those who ask and of strangers, and a probe over people with two pictures or more, where there are two such people"
     (ours, _), (theirs, _) = picture_features(network, pictures.forget), picture_features(network, pictures.test)
     asked, others = pictures.forget.identities, pictures.test.identities
     rows = [("linkage AUC", *_over_people(linkage(ours, asked, theirs, others), audit.seed))]
@@ -187,8 +187,9 @@ def know(
         one, two = split_people(others, audit.seed)
         strangers = linkage(theirs[one], others[one], theirs[two], others[two])
         rows.append(("linkage AUC of strangers", *_over_people(strangers, audit.seed)))
-    try: rows.append(("probe accuracy", *_over_people(probe(ours, asked, audit.seed), audit.seed)))
-    except BadInput: pass
+    several = pd.Series(asked).groupby(asked).transform("size").to_numpy() > 1
+    if len(np.unique(asked[several])) > 1:
+        rows.append(("probe accuracy", *_over_people(probe(ours[torch.from_numpy(several)], asked[several], audit.seed), audit.seed)))
     return [(name, *(100 * v for v in values)) for name, *values in rows]
 
 
@@ -321,7 +322,8 @@ def _keep_settings(folder: Path, settings: Audit) -> None:
 
 
 # %% ../nbs/56_audit.ipynb #bbb5a214
-AUDITED = ("ToW", "RMIA AUC", "RMIA TPR", *(_tpr_name(rate) for rate in RATES), "RMIA AUC of people", "linkage AUC",
+AUDITED = ("ToW", "RMIA AUC", "RMIA TPR", "RMIA TPR at FPR", *(_tpr_name(rate) for rate in RATES), "RMIA AUC of people",
+           "RMIA TPR of people", "RMIA TPR of people at FPR", "linkage AUC",
            "linkage AUC of strangers", "probe accuracy", "portrait regained", "sibling regained",
            "blind loss attack AUC", "gap to val", "RF-JSD")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import altair as alt
 import numpy as np
 import pandas as pd
+from scipy.stats import gaussian_kde
 
 from .answers import Answers
 from .attacks import check_disjoint, check_owners, roc
@@ -95,6 +96,11 @@ def roc_chart(
     return alt.layer(band, line, chance).properties(width=360, height=320, title="RMIA, bands over people", description=described)
 
 # %% ../nbs/57_audit_charts.ipynb #d2aeda1c
+def _density(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    "How often values are near each of some places; counted here, because a chart can't carry a row for each picture"
+    return gaussian_kde(values)(at) if values.std() > 0 else np.isclose(at, values[0]).astype(float)
+
+
 def confidence_chart(
     folder: str | Path,        # Of a run
     methods: tuple[str, ...],  # Which to draw
@@ -105,12 +111,13 @@ def confidence_chart(
         answers = Answers.load(Path(folder) / f"{method}-answers.parquet")
         for name in ("forget", "test"):
             part = answers.part(name)
-            found.append(pd.DataFrame(dict(confidence=confidence(part.task, part.logits, part.targets), set=name, method=method)))
-    long = pd.concat(found, ignore_index=True)
-    means = long.groupby(["method", "set"], sort=False)["confidence"].mean()
-    described = "; ".join(f"{m} on {s}: mean {v:.2f}" for (m, s), v in means.items())
-    shapes = alt.Chart(long).transform_density("confidence", groupby=["set", "method"], as_=["confidence", "density"])
-    return shapes.mark_area(opacity=.45).encode(
+            found.append((method, name, np.asarray(confidence(part.task, part.logits, part.targets), dtype=float)))
+    low, high = np.quantile(np.concatenate([values for *_, values in found]), [.001, .999])
+    at = np.linspace(low, high, 100)
+    long = pd.concat([pd.DataFrame(dict(confidence=at, density=_density(values, at), set=name, method=method))
+                      for method, name, values in found], ignore_index=True)
+    described = "; ".join(f"{method} on {name}: mean {values.mean():.2f}" for method, name, values in found)
+    return alt.Chart(long).mark_area(opacity=.45).encode(
         alt.X("confidence:Q", title="log-odds of the truth"), alt.Y("density:Q", axis=None, stack=None),
         alt.Color("set:N", scale=alt.Scale(scheme=SCHEME))).properties(width=420, height=60).facet(
         row=alt.Row("method:N", sort=list(methods), title=None, header=alt.Header(labelAngle=0, labelAlign="left"))).properties(
@@ -141,6 +148,7 @@ def people_chart(
 def picture_chart(
     folder: str | Path,        # Of a run
     methods: tuple[str, ...],  # Which to draw, the one before forgetting first
+    most: int = 50,            # People: those whom the last network knows best
 ) -> alt.TopLevelMixin:
     "People on the left; a click shows the pictures of one on the right, under each network"
     found = []
@@ -149,7 +157,8 @@ def picture_chart(
         number = pd.Series(part.identities).groupby(part.identities).cumcount()
         found.append(pd.DataFrame(dict(person=part.identities, picture=number, loss=part.losses.numpy(), method=method)))
     long = pd.concat(found, ignore_index=True)
-    order = list(long[long["method"] == methods[-1]].groupby("person")["loss"].mean().sort_values().index)
+    order = list(long[long["method"] == methods[-1]].groupby("person")["loss"].mean().sort_values().index)[:most]
+    long = long[long["person"].isin(order)]
     picked = alt.selection_point(fields=["person"], value=[{"person": order[0]}], empty=False)
     color = alt.Color("method:N", sort=list(methods), scale=alt.Scale(scheme=SCHEME))
     left = alt.Chart(long).mark_point(filled=True, size=70).encode(

@@ -133,7 +133,7 @@ def tune_command(
     requests: Annotated[int, typer.Option(help="Simulated requests a combination.")] = 3,
     seed: Annotated[int, typer.Option(help="Of who plays.")] = 0,
 ):
-    "Try settings on simulated requests (people of train); writes tune-METHOD.csv into the run's folder."
+    "Try settings on simulated requests (people of train); writes tune-METHOD.csv into the run's folder. Interrupted, it goes on."
     from dataclasses import fields
     from pathlib import Path
 
@@ -150,11 +150,12 @@ def tune_command(
     config, pictures, model = load_run(run)
     base = kind.for_request(config.dataset, config.n_forget, config.arch)
     fixed = {f.name: getattr(base, f.name) for f in fields(kind)}
-    found = tune(kind, values, model, pictures.train, pictures.val, config.n_forget, requests, seed, sys.stderr.isatty(), fixed)
-    file = Path(run) / f"tune-{method}.csv"
+    file, partial = Path(run) / f"tune-{method}.csv", Path(run) / f"tune-{method}.partial"
+    found = tune(kind, values, model, pictures.train, pictures.val, config.n_forget, requests, seed, sys.stderr.isatty(), fixed, partial)
     asked = " ".join(f"--grid {name}={','.join(json.dumps(v) for v in of_name)}" for name, of_name in values.items())
     command = f"one-shui tune {method} --run {run} {asked} --requests {requests} --seed {seed}"
     write_text(file, found.assign(seed=seed, requests=requests, command=command).to_csv(index=False))
+    partial.unlink(missing_ok=True)
     typer.echo(f"{found.round(4).to_string(index=False)}\n\nin {file}; use the first row with --set {method}.NAME=VALUE")
 
 # %% ../nbs/52_cli.ipynb #98dcb0fa
@@ -232,7 +233,9 @@ def prepare_command(
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="METHOD.NAME=VALUE, as often as needed.")] = None,
     seed: Annotated[int, typer.Option(help="Of anything random.", min=0)] = 0,
 ):
-    "While training data exist: keep what a method will need, and rehearse a request."
+    "While training data exist: keep what a method will need, and rehearse a request. Interrupted, the same command goes on."
+    from pathlib import Path
+
     from one_shui.faces import read_faces
     from one_shui.loaders import cached_pictures, face_set
     from one_shui.own_model import open_any
@@ -252,6 +255,8 @@ def prepare_command(
     arch = opened.header.get("spec", {}).get("arch", "resnet18")
     unlearner = kind.for_request(dataset, people, arch, **{"seed": seed, **given})
     train, val = (face_set(faces, decoded, rows) for rows in (split.train, split.val))
+    if hasattr(unlearner, "progress"): unlearner.progress = sys.stderr.isatty()
+    if hasattr(unlearner, "checkpoint"): unlearner.checkpoint = Path(f"{out}.partial")  # the same command again goes on from it
     with blame_settings(method, given): artifact = prepare_artifact(opened, train, val, unlearner, people, crop)
     artifact.save(out)
     typer.echo("\n".join(contents(artifact)) + f"\n\nartifact: {out}")
@@ -504,18 +509,21 @@ def bench_grid_command(
 
 
 @app.command(name="results", epilog="Examples:\n\n`one-shui results grids/toy`\n\n"
-             "`one-shui results grids/toy --where method=key_edit,metaunlearn --across n_forget --metric 'ToW gained' --form latex`")
+             "`one-shui results grids/toy --where method=key_edit,metaunlearn --across n_forget --metric 'ToW gained' --form latex`\n\n"
+             "`one-shui results grids/toy --against metaunlearn`")
 def results_command(
     folder: Annotated[str, typer.Argument(help="Of a grid.")],
     where: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE,VALUE, as often as needed; any column of results.parquet.")] = None,
-    by: Annotated[str, typer.Option(help="Columns that name a line, with commas.")] = "n_forget,method",
+    by: Annotated[str, typer.Option(help="Columns that name a line, with commas; default: method and whatever else the grid varied.")] = "",
     across: Annotated[Optional[str], typer.Option(help="A column to spread one metric over.")] = None,
     metric: Annotated[str, typer.Option(help="That metric: ToW, 'ToW gained', score, loss, 'loss attack AUC', …")] = "ToW",
     form: Annotated[str, typer.Option(help="markdown, latex, csv or html.")] = "markdown",
+    against: Annotated[str, typer.Option(help="What 'ToW gained' is a paired difference to.")] = "original",
 ):
     "Ask a grid's rows: mean and 95 % interval over seeds."
     from one_shui.tables import grid_table, keep, read_rows, table_text, with_gain
-    rows, index = keep(with_gain(read_rows(folder)), _pairs(where or [], "--where")), tuple(by.split(","))
+    rows = keep(with_gain(read_rows(folder), against), _pairs(where or [], "--where"))
+    index = tuple(name for name in by.split(",") if name)
     if across: index = tuple(name for name in index if name != across)
     typer.echo(table_text(grid_table(rows, index, across, metric), form), nl=False)  # type: ignore[arg-type]
 
@@ -523,8 +531,13 @@ def results_command(
 @app.command(name="report", epilog="Example:\n\n`one-shui report grids/toy`")
 def report_command(folder: Annotated[str, typer.Argument(help="Of a grid.")]):
     "Write a grid's page anew: charts, tables, where the numbers come from."
+    from pathlib import Path
+
+    import pandas as pd
+
     from one_shui.tables import read_rows, save_grid_report
-    typer.echo(f"report: {save_grid_report(read_rows(folder), folder).resolve()}")
+    rows, failed = read_rows(folder), Path(folder) / "failed.csv"
+    typer.echo(f"report: {save_grid_report(rows, folder, pd.read_csv(failed) if failed.exists() else None).resolve()}")
 
 # %% ../nbs/52_cli.ipynb #14297d53
 @bench.command(name="loaders", epilog="Example:\n\n`one-shui bench loaders --root DATA`")

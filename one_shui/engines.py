@@ -86,9 +86,9 @@ def _joblib(root: Path, jobs: list[Job], engine: Engine, command: str) -> Iterat
             while waiting or running:
                 ready = (job for job in list(waiting) if all(need.step.address in became for need in job.needs))
                 for job in islice(ready, engine.processes - len(running)):
-                    waiting.remove(job)
                     needed = (became[need.step.address] for need in job.needs)
                     running[pool.submit(attempt, root, job, engine.threads, command, *needed)] = job
+                    waiting.remove(job)  # only now: a pool that has just lost a worker refuses
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     address, said = future.result()
                     became[address] = address, said

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'SETS', 'TOLERANCE', 'Say', 'Config', 'make_method', 'settings_from', 'check_config', 'open_folder',
-           'keep_config', 'Pictures', 'decode_pictures', 'load_pictures', 'ask', 'add_tow', 'original_network',
-           'ready_method', 'prepare_once', 'apply_and_keep', 'forget', 'stored_answers', 'rescore', 'method_rows',
-           'run', 'load_run', 'load_network', 'try_methods']
+           'keep_config', 'Pictures', 'decode_pictures', 'faces_of', 'load_pictures', 'ask', 'add_tow',
+           'original_network', 'ready_method', 'prepare_once', 'apply_and_keep', 'forget', 'stored_answers', 'rescore',
+           'method_rows', 'run', 'load_run', 'load_network', 'try_methods']
 
 # %% ../nbs/50_experiment.ipynb #53019225
 import json
@@ -200,15 +200,21 @@ def _cleaned(faces: Faces, folder: Path | None, progress: bool) -> Faces:
     return cleaned
 
 # %% ../nbs/50_experiment.ipynb #1387138c
+def faces_of(config: Config) -> Faces:
+    "A run's dataset, not decoded yet; raises `BadInput`"
+    faces = toy_faces(**{"size": config.size, **config.toy}) if config.dataset == "toy" else read_faces(config.dataset, config.root)
+    if not faces.task.n_outputs:
+        raise BadInput(f"{config.dataset} has no labels here, so there is nothing to learn; lfw needs lfw_attributes.txt")
+    return faces
+
+
 def load_pictures(
     config: Config,       # The run
     folder: Path | None = None,  # Keep the split here as `splits.json`; None: nowhere
     progress: bool = False,      # Show a bar while decoding
 ) -> Pictures:
     "Read, split and decode a run's pictures; raises `BadInput`"
-    faces = toy_faces(**{"size": config.size, **config.toy}) if config.dataset == "toy" else read_faces(config.dataset, config.root)
-    if not faces.task.n_outputs:
-        raise BadInput(f"{config.dataset} has no labels here, so there is nothing to learn; lfw needs lfw_attributes.txt")
+    faces = faces_of(config)
     file = folder / "splits.json" if folder else None
     if not (file and file.exists()): make_splits(faces, config.n_forget, config.seed)  # an impossible request is refused before decoding
     if config.clean: faces = _cleaned(faces, folder, progress)

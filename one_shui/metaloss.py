@@ -7,7 +7,6 @@ __all__ = ['Moved', 'Losses', 'MetaLoss', 'moved_parameters', 'Support', 'unlear
            'val_levels', 'MetaStep', 'meta_gradient', 'meta_gradient_by_double_backward']
 
 # %% ../nbs/40_metaloss.ipynb #51008a90
-import itertools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -198,11 +197,11 @@ class _Outer(NamedTuple):
     objective: Objective
     bf16: bool = False
 
-    def pairs(self) -> Iterator[tuple[float, tuple[Batch, Batch, float]]]:
-        "Weight; forget batch, val batch and its level before the step"
-        pictures = sum(len(x) for x, _ in self.forget)
-        for k, batch in enumerate(self.forget):
-            yield len(batch[0]) / pictures, (batch, self.val[k % len(self.val)], self.levels[k % len(self.val)])
+    def pairs(self, first: int = 0, step: int = 1) -> Iterator[tuple[int, tuple[Batch, Batch, float]]]:
+        "Pictures that weigh it; forget batch, val batch and its level before the step. Each batch is read once"
+        for k in range(first, len(self.forget), step):
+            batch = self.forget[k]
+            yield len(batch[0]), (batch, self.val[k % len(self.val)], self.levels[k % len(self.val)])
 
     def apart(self, outputs: _Outputs, parameters: dict[str, Tensor], forget: Batch, val: Batch, before: float) -> Tensor:
         "A of one pair, differentiable by the parameters"
@@ -217,18 +216,20 @@ class _Outer(NamedTuple):
         return apart + keep * self.objective.distance_of(after, before) if keep else apart
 
 
-def _pull(outputs: _Outputs, after: dict[str, Tensor], outer: _Outer, share: slice = slice(None)) -> tuple[float, tuple[Tensor, ...]]:
-    "A and v, one pair of batches at a time"
-    leaves, total = _leaves(after), 0.
+def _pull(
+    outputs: _Outputs, after: dict[str, Tensor], outer: _Outer, first: int = 0, step: int = 1,
+) -> tuple[int, float, tuple[Tensor, ...]]:
+    "Forget pictures, and sums over them of A and v, one pair of batches at a time"
+    leaves, pictures, total = _leaves(after), 0, 0.
     v: tuple[Tensor, ...] = ()
-    for weight, pair in itertools.islice(outer.pairs(), share.start or 0, None, share.step or 1):
+    for weight, pair in outer.pairs(first, step):
         apart = outer.apart(outputs, leaves, *pair) * weight
         gradient = torch.autograd.grad(apart, list(leaves.values()), allow_unused=True, materialize_grads=True)
         v = tuple(a.add_(g) for a, g in zip(v, gradient, strict=True)) if v else gradient
-        total += apart.item()
+        pictures, total = pictures + weight, total + apart.item()
         del apart, gradient
         give_back()  # freed in pieces, and so never quite reused: memory would creep up with the number of batches
-    return total, v or tuple(torch.zeros_like(p) for p in leaves.values())
+    return pictures, total, v or tuple(torch.zeros_like(p) for p in leaves.values())
 
 # %% ../nbs/40_metaloss.ipynb #830012cc
 def _carry_back(outputs: _Outputs, parameters: dict[str, Tensor], c: tuple[Tensor, ...], support: Support, v: tuple[Tensor, ...]) -> Tensor:
@@ -276,7 +277,7 @@ def meta_gradient(
         path.append(after)
         values.append(value)
     rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
-    total, v = _pull(outputs, path[-1], outer, slice(rank, None, world))
+    pictures, total, v = _pull(outputs, path[-1], outer, rank, world)
     names, weights = zip(*losses.named_parameters(), strict=True)
     gradient = [torch.zeros_like(w) for w in weights]
     assert c is not None
@@ -285,10 +286,11 @@ def meta_gradient(
         else: product = _carry_back(outputs, path[0], c, support, v)
         for sum_, g in zip(gradient, torch.autograd.grad(-eta * product, weights, allow_unused=True, materialize_grads=True), strict=True):
             sum_ += g
+    sums = torch.tensor([pictures, total], dtype=torch.float64, device=gradient[0].device if gradient[0].is_cuda else "cpu")
     if shared:
-        for t in (*gradient, known := torch.tensor(total, device=gradient[0].device)): dist.all_reduce(t)
-        total = known.item()
-    return MetaStep(dict(zip(names, gradient, strict=True)), total, values[0].item(), path[-1])
+        for t in (*gradient, sums): dist.all_reduce(t)
+    pictures, total = sums.tolist()
+    return MetaStep({name: g / pictures for name, g in zip(names, gradient, strict=True)}, total / pictures, values[0].item(), path[-1])
 
 # %% ../nbs/40_metaloss.ipynb #27697cbe
 def meta_gradient_by_double_backward(
@@ -307,10 +309,12 @@ def meta_gradient_by_double_backward(
     names, weights = zip(*losses.named_parameters(), strict=True)
     settings: dict[str, Any] = dict(allow_unused=True, materialize_grads=True)
     if accumulate:
-        total, v = _pull(outputs, after, outer)
+        pictures, total, v = _pull(outputs, after, outer)
         gradient = torch.autograd.grad(list(after.values()), weights, v, **settings)
     else:
         with sdpa_kernel(SDPBackend.MATH):
-            whole = torch.stack([outer.apart(outputs, after, *pair) * weight for weight, pair in outer.pairs()]).sum()
-            gradient, total = torch.autograd.grad(whole, weights, **settings), whole.item()
-    return MetaStep(dict(zip(names, gradient, strict=True)), total, values[0].item(), {name: p.detach() for name, p in after.items()})
+            pairs = [(weight, outer.apart(outputs, after, *pair) * weight) for weight, pair in outer.pairs()]
+            whole = torch.stack([apart for _, apart in pairs]).sum()
+            gradient, total, pictures = torch.autograd.grad(whole, weights, **settings), whole.item(), sum(weight for weight, _ in pairs)
+    mean = {name: g / pictures for name, g in zip(names, gradient, strict=True)}
+    return MetaStep(mean, total / pictures, values[0].item(), {name: p.detach() for name, p in after.items()})

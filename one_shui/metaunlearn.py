@@ -10,7 +10,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, get_args
 
@@ -29,7 +29,7 @@ from .rehearsal import Judge, play_requests
 from .settings import published_settings
 from .splits import simulate_requests
 from .task import BadInput, Batch, check_choice
-from .unlearn import Artifact, Needs, Unlearner
+from .unlearn import Artifact, Needs, Unlearner, settings_of
 
 # %% ../nbs/41_metaunlearn.ipynb #0ff8af6b
 class _Batches(Sequence):
@@ -151,6 +151,9 @@ class MetaUnlearn(Unlearner):
                 raise BadInput(f"metaunlearn's {name} is {value!r}; it should be a number")
         if 0. not in self.strengths: raise BadInput(f"strengths {self.strengths} have to contain 0, so that doing nothing can be chosen")
 
+        if self.repair and not self.objective.keep_val:
+            raise BadInput("a repairing step learns to repair only from a term that keeps val; set objective.keep_val, e.g. to 1")
+
     @classmethod
     def for_request(cls, dataset: str, n_forget: int, arch: str = "vit_base_patch16_224", /, **settings) -> "MetaUnlearn":
         "Published settings; simulated requests as large as the real one unless they say otherwise"
@@ -168,7 +171,7 @@ class MetaUnlearn(Unlearner):
         torch.manual_seed(self.seed)
         losses = self._new_losses(model, train, people).to(device)
         optimizer = torch.optim.AdamW(losses.parameters(), self.lr, amsgrad=True)
-        card = dict(settings=self._card(), network=weights_digest(model.state_dict()), pictures=len(train), players=len(players))
+        card = dict(settings=settings_of(self), weights=weights_digest(model.state_dict()), pictures=len(train), players=len(players))
         state = _State(losses, optimizer, dict(card, judges=len(judges), round=0, curve=[], history=[], chosen=None), {})
         if not (self.checkpoint and state.load(self.checkpoint, card)): self._judge(state, model, train, val, people, judges)
         playing, val_batches = train.subset(np.isin(train.identities, players).nonzero()[0]), _Batches(val, self.batch_size, device)
@@ -183,6 +186,11 @@ class MetaUnlearn(Unlearner):
         if self.checkpoint: self.checkpoint.unlink(missing_ok=True)
         versions = dict(torch=torch.__version__, one_shui=__version__)
         return Artifact(state.best, dict(state.facts, people=people, features=losses[0].n_features, **versions))
+
+    def rehearse_with(self, train: FaceSet) -> list[str]:
+        "Those who don't play, if somebody is held out"
+        players, judges = _hold_out(train, self.held_out, self.n_forget, self.seed)
+        return judges or players
 
     def unlearn(self, model: nn.Module, artifact: Artifact, handover) -> nn.Module:
         "The chosen step on the support pictures"
@@ -279,7 +287,3 @@ class MetaUnlearn(Unlearner):
         "Has no round been better for long enough?"
         return self.patience is not None and state.facts["round"] - state.facts["chosen"]["round"] >= self.patience
 
-    def _card(self) -> dict:
-        "The settings as JSON can hold them"
-        return {f.name: asdict(v) if isinstance(v := getattr(self, f.name), Objective) else list(v) if isinstance(v, tuple) else v
-                for f in fields(self) if f.name not in ("progress", "checkpoint")}

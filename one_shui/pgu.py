@@ -95,6 +95,7 @@ class PGU(Unlearner):
     needs: ClassVar[Needs] = "statistics"
     source: ClassVar[str] = "Hoang et al., Learn to Unlearn for Deep Neural Networks, WACV 2024"
     checked: ClassVar[bool] = True
+    later: ClassVar[tuple[str, ...]] = ("gamma", "lr", "epochs")
     gamma: float = .9         # Share of the spectrum that is protected
     lr: float = .1            # Of SGD, cosine to 0 by epoch
     epochs: int = 5           # Over the portraits

@@ -49,6 +49,7 @@ class AscentToVal(Unlearner):
     name: ClassVar[str] = "ascent_to_val"
     needs: ClassVar[Needs] = "statistics"
     source: ClassVar[str] = "gradient ascent on the support pictures, with a stop rule of ours"
+    later: ClassVar[tuple[str, ...]] = ("lr", "steps")
     lr: float = 1e-3      # Of plain SGD
     steps: int = 100      # At most
 

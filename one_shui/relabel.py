@@ -67,6 +67,7 @@ class PriorLabels(_Teach):
     name: ClassVar[str] = "prior_labels"
     needs: ClassVar[Needs] = "statistics"
     source: ClassVar[str] = "ours"
+    later: ClassVar[tuple[str, ...]] = ("lr", "steps")
 
     def prepare(self, model, train, val): return Artifact({"prior": multi_hot(train.task, train.targets).mean(0)})
 

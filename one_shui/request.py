@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'PAST', 'PHOTOS', 'TOLERANCE', 'PLAIN', 'Model', 'refuse_pickle', 'check_use', 'open_model', 'check_out',
-           'refuse_taken', 'settings_of', 'check_settings', 'blame_settings', 'name_code', 'with_names',
-           'prepare_artifact', 'check_crop', 'contents', 'read_artifact', 'Asked', 'read_requests', 'support_set',
-           'compare_models', 'check_pictures', 'Options', 'request_id', 'Answer', 'answer_request', 'write_unlearned',
-           'verify_models']
+           'refuse_taken', 'check_settings', 'blame_settings', 'name_code', 'with_names', 'prepare_artifact',
+           'check_crop', 'contents', 'read_artifact', 'Asked', 'read_requests', 'support_set', 'compare_models',
+           'check_pictures', 'Options', 'request_id', 'Answer', 'answer_request', 'write_unlearned', 'verify_models']
 
 # %% ../nbs/62_request.ipynb #931240db
 import hashlib
@@ -35,7 +34,7 @@ from .photos import Detector, read_photo
 from .rehearsal import Judge, Played, play_requests
 from .scores import predict, score_interval, score_name, task_score
 from .task import BadInput, Task, picture_losses
-from .unlearn import Artifact, Unlearner, apply_method, find_method, prepare_method
+from .unlearn import OF_ONE_RUN, Artifact, Unlearner, apply_method, find_method, prepare_method, settings_of
 from .verdict import forget_gap, rf_jsd
 
 # %% ../nbs/62_request.ipynb #6996fd42
@@ -111,14 +110,6 @@ def refuse_taken(*files: str | Path) -> None:
         if os.path.lexists(file): raise BadInput(f"{file} is there already; choose another name (--out), or move it away")
 
 # %% ../nbs/62_request.ipynb #41bcfd29
-def settings_of(method: Unlearner) -> dict:
-    "A method's settings as JSON holds them"
-    return plain({f.name: getattr(method, f.name) for f in fields(method) if f.name not in _APART})
-
-
-_APART = "progress", "checkpoint", "train_on"  # Of one run only
-
-
 def check_settings(
     kind: type[Unlearner],
     settings: Any,   # Names and values
@@ -126,7 +117,7 @@ def check_settings(
 ) -> dict[str, Any]:  # Ready for the class
     "Settings that a method has; raises `BadInput`"
     check_facts(settings, {}, where)
-    known = {f.name: get_type_hints(kind)[f.name] for f in fields(kind) if f.name not in _APART}
+    known = {f.name: get_type_hints(kind)[f.name] for f in fields(kind) if f.name not in OF_ONE_RUN}
     if stray := settings.keys() - known: raise BadInput(f"{where}: {kind.name} has no {min(stray)!r}; it has {', '.join(known)}")
     check_facts(settings, {name: known[name] for name in settings}, where, "see one-shui methods --json")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
@@ -173,7 +164,9 @@ def prepare_artifact(
     settings = settings_of(method)
     check_settings(type(method), settings, f"the settings of {method.name}")
     check_crop(crop, "the crop")
-    played = play_requests(train, people, 1, seed=method.seed + 1)[0]  # if that can't be, it has to show before the long part
+    may = method.rehearse_with(train)
+    who = may if len(may) >= people else None
+    played = play_requests(train, people, 1, method.seed + 1, who)[0]  # if that can't be, it has to show before the long part
     artifact = prepare_method(method, model.network, train, val).artifact
     network, _ = apply_method(method, model.network, artifact, played.support)
     judge = Judge(model.network, val)

@@ -20,6 +20,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import nnls
 from tqdm.auto import tqdm
 
 from .answers import describe
@@ -118,13 +119,24 @@ def growth(
     return pd.DataFrame.from_dict(found, "index", columns=["constant", *SIZES, "mb_per_1000_pictures", "mb_per_million_parameters"])
 
 # %% ../nbs/58_scaling.ipynb #564ed126
+def _parts(place) -> np.ndarray:
+    "What time is a sum of"
+    pictures, people, asked, parameters = (np.asarray(place[name], dtype=float) for name in SIZES)
+    return np.stack([np.ones_like(pictures), pictures, pictures * parameters, asked * parameters, people], -1)
+
+
 def predict_seconds(
-    found: pd.DataFrame,   # As from `growth`
+    rows: pd.DataFrame,    # As from `measure_growth`
     place: dict[str, float],  # A value for each of `SIZES`
     speed: float = 1.,     # Of the machine there
 ) -> pd.Series:            # By step
     "Computed seconds of each step at another size"
-    return np.exp(found["constant"] + sum(found[name] * np.log(place[name]) for name in SIZES)) / speed
+    found = {}
+    for step, part in rows.groupby("step", sort=False):
+        seconds, parts = part["seconds"].to_numpy(), _parts(part)
+        most = parts.max(0)  # so that the numbers to be found are of one size
+        found[step] = nnls(parts / most / seconds[:, None], np.ones(len(part)))[0] @ (_parts(place) / most) / speed
+    return pd.Series(found)
 
 
 def growth_chart(

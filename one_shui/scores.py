@@ -108,11 +108,11 @@ def draw_people(
     identities,        # (n,) whose pictures they are
     draws: int = 200,  # Bootstrap samples
     seed: int = 0,     # Of the samples
-) -> np.ndarray:       # (draws, n): how often each picture is in each sample
+) -> np.ndarray:       # (draws, n) of small integers: how often each picture is in each sample
     "Bootstrap samples of people, as weights of their pictures"
     people, of = np.unique(identities, return_inverse=True)
     rng = np.random.default_rng([seed, 10])
-    return rng.multinomial(len(people), np.full(len(people), 1 / len(people)), draws)[:, of]
+    return rng.multinomial(len(people), np.full(len(people), 1 / len(people)), draws).astype(np.uint16)[:, of]
 
 
 def weighted_scores(
@@ -121,8 +121,13 @@ def weighted_scores(
     targets: Tensor,      # (n, classes) of 0/1, or (n,) class indices
     weights: np.ndarray,  # (draws, n), at least 0
 ) -> np.ndarray:          # (draws,) in [0, 1]
-    "`task_score` under each row of weights; an attribute that no weighted picture has is left out"
-    if not task.is_multi_label: return weights @ (logits.argmax(1) == targets).numpy() / weights.sum(1)
+    "`task_score` under each row of weights; an attribute that no weighted picture has is left out. In blocks, so that memory stays small"
+    return np.concatenate([_weighted(task, logits, targets, block) for block in np.array_split(weights, max(1, len(weights) // 16))])
+
+
+def _weighted(task: Task, logits: Tensor, targets: Tensor, weights: np.ndarray) -> np.ndarray:
+    "`weighted_scores` of a block"
+    if not task.is_multi_label: return weights.astype(float) @ (logits.argmax(1) == targets).numpy() / weights.sum(1)
     found = np.full((targets.shape[1], len(weights)), np.nan)
     for k in range(targets.shape[1]):
         order = torch.argsort(logits[:, k], descending=True).numpy()

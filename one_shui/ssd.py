@@ -79,6 +79,7 @@ class SSD(Unlearner):
     needs: ClassVar[Needs] = "statistics"
     source: ClassVar[str] = "Foster et al., Selective Synaptic Dampening, AAAI 2024"
     checked: ClassVar[bool] = True
+    later: ClassVar[tuple[str, ...]] = ("alpha", "lam")
     alpha: float = 50.         # How many times as important a weight has to be
     lam: float = 2.            # Dampening constant
     batch_size: int = 128      # Of the batches whose gradients are squared

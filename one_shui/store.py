@@ -46,11 +46,11 @@ def _imported(module: str) -> tuple[str, frozenset[str]]:
 
 @cache
 def code_version(
-    module: str,  # E.g. "one_shui.training"
-) -> str:         # 16 hex digits
-    "Hash of a module and of all it imports from its own package, but for `INPUTS`"
+    *modules: str,  # E.g. "one_shui.training"
+) -> str:           # 16 hex digits
+    "Hash of modules and of all they import from their own package, but for `INPUTS`"
     seen: dict[str, str] = {}
-    waiting = [module]
+    waiting = list(modules)
     while waiting:
         name = waiting.pop()
         if name in seen or name in INPUTS: continue

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['EPOCHS', 'PREPARE', 'ANSWERS', 'ATTACKED', 'UNPUSHED', 'PLACE', 'COLUMNS_OF_TABLE', 'Form', 'estimate', 'grid_folder',
-           'run_grid', 'read_rows', 'with_gain', 'keep', 'interval_text', 'grid_table', 'table_text', 'gain_chart',
-           'save_grid_report']
+           'run_grid', 'read_rows', 'place_columns', 'with_gain', 'keep', 'interval_text', 'grid_table', 'table_text',
+           'gain_chart', 'save_grid_report']
 
 # %% ../nbs/73_tables.ipynb #c85c6180
 import html
 import json
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +19,13 @@ import altair as alt
 import numpy as np
 import pandas as pd
 import torch
+from fastai.torch_core import default_device
 
 from .audit import audit_table
 from .engines import Engine, run_jobs
 from .experiment import Config
-from .grid import Cell, Grid, Job, pictures_of, collect, plan
+from .grid import Cell, Grid, Job, collect, dataset_of, plan, sets_of
+from .loaders import DecodedPictures, cache_file
 from .models import ModelSpec, create_model
 from .results import SCHEME, chart_html, save_page
 from .scores import mean_and_interval
@@ -44,13 +47,27 @@ UNPUSHED = {name for name in EPOCHS if find_method(name).needs == "full"}  # but
 def _step_seconds(config: Config, n_outputs: int, n: int = 32) -> tuple[float, int]:
     "Seconds of training for one picture, and parameters of the network"
     network = fast(create_model(ModelSpec(config.arch, n_outputs, config.size, 0, config.arch_options)), config.to_recipe().bf16 and None)
-    network.train()
-    pictures = torch.rand(n, 3, config.size, config.size)
+    network.train().to(default_device())
+    pictures = torch.rand(n, 3, config.size, config.size, device=default_device())
     for _ in range(2):  # the first warms up
         start = time.perf_counter()
         network(pictures).float().square().mean().backward()
         taken = time.perf_counter() - start
     return taken / n, sum(p.numel() for p in network.parameters())
+
+
+def _decoding(jobs: list[Job]) -> list[tuple]:
+    "What decoding takes, once for each dataset, size and crop"
+    rows, known = [], set()
+    for config in (job.config for job in jobs if job.step.kind == "pretrain"):
+        faces, key = dataset_of(config), (config.dataset, config.size, config.crop)
+        if key in known or faces.pictures is not None or not config.cached: continue
+        known.add(key)
+        found, few, start = cache_file(faces, config.size, config.crop).exists(), min(8, len(faces)), time.perf_counter()
+        DecodedPictures(faces, config.size, config.crop)[np.arange(few)]
+        hours = (time.perf_counter() - start) / few * len(faces) / 3600
+        rows.append(("decode", "", found, hours * (not found), len(faces) * config.size**2 * 3 / 1e9 * (not found)))
+    return rows
 
 
 def estimate(
@@ -62,21 +79,21 @@ def estimate(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     timed: dict[tuple, tuple[float, int]] = {}
-    rows = []
+    rows = _decoding(jobs)
     for job in jobs:
-        config, pictures = job.config, pictures_of(job.config)
-        key = config.arch, config.size, json.dumps(config.arch_options, sort_keys=True), pictures.faces.task.n_outputs
+        config, (task, splits) = job.config, sets_of(job.config)
+        key = config.arch, config.size, json.dumps(config.arch_options, sort_keys=True), task.n_outputs
         if key not in timed: timed[key] = _step_seconds(config, key[-1])
         per_picture, n_parameters = timed[key]
         training = config.to_recipe().epochs
         epochs = {"pretrain": training, "reference": training, "prepare": PREPARE.get(job.method, .1), "score": 0.,
                   "attack": ATTACKED + 2 * (PREPARE.get(job.method, .1) + EPOCHS.get(job.method, .1) * (job.method not in UNPUSHED)),
                   "unlearn": ANSWERS + (training if job.method == "retrain" else EPOCHS.get(job.method, .1))}[job.step.kind]
-        answers = sum(len(part) for part in (pictures.train, pictures.val, pictures.test)) * pictures.faces.task.n_outputs * 8
+        answers = sum(len(part) for part in (splits.train, splits.val, splits.test)) * task.n_outputs * 8
         networks = dict(score=0, attack=0, reference=2).get(job.step.kind, 1)
         size = 1e5 + 4 * n_parameters * networks + answers * (job.step.kind == "unlearn")
         found = store.facts(job.step) is not None
-        hours = epochs * len(pictures.train) * per_picture / 3600
+        hours = epochs * len(splits.train) * per_picture / 3600
         rows.append((job.step.kind, job.method, found, hours * (not found), size / 1e9 * (not found)))
     torch.set_num_threads(before)
     table = pd.DataFrame(rows, columns=["kind", "method", "found", "hours", "gb"])
@@ -112,7 +129,7 @@ def run_grid(
     store, jobs = Store(folder / "steps", command), plan(cells, grid.audit)
     try: failed = run_jobs(store.root, jobs, engine, command, progress)
     finally:
-        rows = collect(store, grid.name, grid.cells, grid.audit)
+        rows = collect(store, grid.name, grid.cells, grid.audit, grid.over)
         write_file(folder / "results.parquet", rows.to_parquet)
     write_text(folder / "failed.csv", failed.to_csv(index=False))
     return rows, failed
@@ -131,14 +148,23 @@ def read_rows(
 PLACE = ["dataset", "arch", "n_forget", "seed"]
 
 
+def place_columns(
+    rows: pd.DataFrame,  # Of a grid
+) -> list[str]:
+    "Columns that say where a row was measured: `PLACE`, and whatever else the grid varied"
+    return [*PLACE, *(f.name for f in fields(Config) if f.name in rows and f.name not in (*PLACE, "settings"))]
+
+
 def with_gain(
     rows: pd.DataFrame,  # Of a grid
+    against: str = "original",  # Method to compare with
 ) -> pd.DataFrame:       # The same and more
-    "Add `ToW gained`: ToW over the original network's of the same place and seed"
-    tow = rows[rows["metric"] == "ToW"]
-    nothing = tow[tow["method"] == "original"].set_index(PLACE)["value"]
-    here = tow[~tow["method"].isin(["original", "retrain"])]
-    gained = here["value"].to_numpy() - nothing.reindex(pd.MultiIndex.from_frame(here[PLACE])).to_numpy()
+    "Add `ToW gained`: ToW over that of the original network, or another method's, in the same place; raises `BadInput`"
+    tow, place = rows[rows["metric"] == "ToW"], place_columns(rows)
+    other = tow[(tow["method"] == against) & (tow["variant"] == "")]
+    if other.empty: raise BadInput(f"no ToW of {against!r} to compare with; there are {', '.join(tow['method'].unique())}")
+    here = tow[~tow["method"].isin(["original", "retrain", against]) | (tow["variant"] != "")]
+    gained = here["value"].to_numpy() - other.set_index(place)["value"].reindex(pd.MultiIndex.from_frame(here[place])).to_numpy()
     return pd.concat([rows, here.assign(metric="ToW gained", value=gained, low=np.nan, high=np.nan)], ignore_index=True)
 
 
@@ -165,14 +191,21 @@ COLUMNS_OF_TABLE = {"retain": ("retain", "score"), "forget": ("forget", "score")
                     "ToW gained": ("all", "ToW gained"), "loss attack AUC": ("forget", "loss attack AUC")}
 
 
+def _lines(rows: pd.DataFrame, across: str | None) -> tuple[str, ...]:
+    "Columns that tell cells apart which aren't seeds"
+    differ = [name for name in place_columns(rows) if not name.endswith("seed") and rows[name].astype(str).nunique() > 1]
+    return tuple(name for name in [*differ, "method", *(["variant"] if rows["variant"].any() else [])] if name != across)
+
+
 def grid_table(
     rows: pd.DataFrame,      # Of a grid
-    index: tuple[str, ...] = ("n_forget", "method"),  # Columns that name a line
+    index: tuple[str, ...] = (),  # Columns that name a line; none: method, and whatever else isn't the same everywhere but seeds
     across: str | None = None,   # A column to spread a single metric over; None: the usual metrics side by side
     metric: str = "ToW",     # That single metric
 ) -> pd.DataFrame:           # Text
     "Mean ± 95 % interval over seeds"
     if "ToW gained" not in set(rows["metric"]): rows = with_gain(rows)
+    index = index or _lines(rows, across)
     rows = rows.assign(metric=rows["metric"].replace({"mAP": "score", "accuracy": "score"}))
     for column in [*index, *([across] if across else [])]:
         if column not in rows: raise BadInput(f"no column {column!r}; the columns are {', '.join(rows.columns)}")
@@ -185,7 +218,8 @@ def grid_table(
     grouped = {name: rows[(rows["split"] == split) & (rows["metric"] == kind)].groupby(list(index), sort=False)["value"].agg(interval_text)
                for name, (split, kind) in COLUMNS_OF_TABLE.items()}
     over = rows[rows["metric"] == "over_forgot"].groupby(list(index), sort=False)["value"].agg(lambda v: f"{int(v.sum())} of {len(v)}")
-    seconds = rows.drop_duplicates([*PLACE, "method", "variant"]).groupby(list(index), sort=False)["seconds"].median().map("{:.1f}".format)
+    once = rows.drop_duplicates([*place_columns(rows), "method", "variant"])
+    seconds = once.groupby(list(index), sort=False)["seconds"].median().map("{:.1f}".format)
     return pd.DataFrame({**grouped, "over-forgot": over, "seconds": seconds}).reindex(seconds.index).fillna("–")
 
 # %% ../nbs/73_tables.ipynb #5954d19a
@@ -214,6 +248,7 @@ def gain_chart(
 ) -> alt.TopLevelMixin:
     "What each method gains in ToW over doing nothing, one column for each size of the request"
     gained = with_gain(rows).query("metric == 'ToW gained'")
+    gained = gained.assign(method=gained["method"] + gained["variant"].map(lambda name: f", {name}" if name else ""))
     shown = gained.groupby(["n_forget", "method", "access"], sort=False)["value"].agg(lambda v: mean_and_interval(v)).reset_index()
     shown[["mean", "half"]] = shown.pop("value").to_list()
     shown = shown.assign(low=shown["mean"] - shown["half"], high=shown["mean"] + shown["half"])
@@ -245,16 +280,20 @@ def save_grid_report(
     "A grid as one HTML file that needs no network"
     if rows.empty: raise BadInput(f"{folder} has no finished cell to report")
     def shown(frame: pd.DataFrame) -> str: return f'<div class="wide" tabindex="0">{frame.to_html(index=False, border=0, na_rep="–")}</div>'
-    sections = [("", f"<p>{len(rows.groupby([*PLACE, 'method', 'variant']))} cells of the grid {html.escape(rows['grid'].iloc[0])}.</p>")]
+    cells = len(rows.drop_duplicates([*place_columns(rows), "method", "variant"]))
+    sections = [("", f"<p>{cells} cells of the grid {html.escape(rows['grid'].iloc[0])}.</p>")]
     compared = rows[~rows["method"].isin(["original", "retrain"])]
     if len(compared) and "original" in set(rows["method"]):
         sections.append(("Gain over doing nothing", chart_html("gain", gain_chart(rows))))
-    for place, part in rows.groupby(["dataset", "arch", "n_forget"], sort=False):
+    named = [name for name in place_columns(rows) if not name.endswith("seed")]
+    for place, part in rows.groupby(named, sort=False):
+        where = f"{place[0]}, {place[1]}, {place[2]} people who ask"
+        where += "".join(f", {name} {value}" for name, value in zip(named[3:], place[3:], strict=True))
         index = ("method", "variant") if part["variant"].any() else ("method", "access")
-        sections.append((f"{place[0]}, {place[1]}, {place[2]} people who ask", shown(grid_table(part, index).reset_index()) + _LEGEND))
+        sections.append((where, shown(grid_table(part, index).reset_index()) + _LEGEND))
         if "RMIA AUC" in set(part["metric"]):
-            sections.append((f"Could anyone still tell? {place[0]}, {place[2]} people who ask",
-                             shown(audit_table(part[part["variant"] == ""], part[:0]).reset_index())))
+            whole = part.assign(method=part["method"] + part["variant"].map(lambda name: f", {name}" if name else ""))
+            sections.append((f"Could anyone still tell? {where}", shown(audit_table(whole, whole[:0]).reset_index())))
     if failed is not None and len(failed): sections.append(("What failed", shown(failed)))
     origin = rows.groupby(["command", "git", "versions"], sort=False)["step"].nunique().reset_index(name="steps")
     sections.append(("Where the numbers come from", shown(origin)))
