@@ -13,6 +13,7 @@ __all__ = ['app', 'receipts', 'data', 'bench', 'read_value', 'run_command', 'dem
 # %% ../nbs/52_cli.ipynb #90eb0d95
 import json
 import sys
+import warnings
 from typing import Annotated, Optional, get_args
 
 import typer
@@ -71,7 +72,7 @@ def run_command(
     root: Annotated[Optional[str], typer.Option(
         help="Folder that holds the dataset's folder; for own: a folder with labels.csv, or a CSV.")] = None,
     n_forget: Annotated[int, typer.Option(help="People in the request.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of the split, the start and all that is random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the split, the start and all that is random.", min=0)] = 0,
     method: Annotated[str, typer.Option(help="Methods with commas between, or all.")] = "original,retrain,metaunlearn",
     arch: Annotated[str, typer.Option(help="small_cnn or any timm name, e.g. resnet18.")] = "small_cnn",
     size: Annotated[int, typer.Option(help="Side of a picture in pixels.")] = 64,
@@ -97,7 +98,7 @@ def run_command(
 @app.command(name="demo", epilog="Example:\n\n`one-shui demo --out runs/demo`")
 def demo_command(
     out: Annotated[str, typer.Option(help="Folder of the run.")] = "runs/demo",
-    seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed, other people.", min=0)] = 0,
 ):
     "Watch a network forget 20 drawn people, in about two minutes on a laptop."
     from one_shui.experiment import Config
@@ -130,23 +131,26 @@ def tune_command(
     method: Annotated[str, typer.Argument(help="The method.")],
     run: Annotated[str, typer.Option(help="Folder of a run that has its original network.")],
     grid: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE,VALUE as often as needed; default: the method's own grid.")] = None,
-    requests: Annotated[int, typer.Option(help="Simulated requests a combination.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of who plays.")] = 0,
+    requests: Annotated[int, typer.Option(help="Simulated requests a combination.", min=1)] = 3,
+    seed: Annotated[int, typer.Option(help="Of who plays.", min=0)] = 0,
 ):
     "Try settings on simulated requests (people of train); writes tune-METHOD.csv into the run's folder. Interrupted, it goes on."
     from dataclasses import fields
     from pathlib import Path
 
     from one_shui.experiment import load_run
+    from one_shui.request import check_settings
     from one_shui.splits import write_text
     from one_shui.tune import GRIDS, tune
     from one_shui.unlearn import find_method
     kind = find_method(method)
-    given = (text.partition("=") for text in grid or [])
-    values: dict = {name: [read_value(v) for v in text.split(",")] for name, _, text in given} or GRIDS.get(method, {})
+    asked_for = _pairs(grid or [], "--grid")
+    values: dict = {name: [read_value(v) for v in of_name] for name, of_name in asked_for.items()} or GRIDS.get(method, {})
     if method in ("original", "retrain"): raise BadInput(f"{method} has nothing to tune; it is what others are compared with")
     if stray := set(values) - {f.name for f in fields(kind)}:
         raise BadInput(f"{method} has no setting {sorted(stray)[0]!r}; see one-shui methods --json")
+    for name, of_name in values.items():
+        for value in of_name: check_settings(kind, {name: value}, "--grid")
     config, pictures, model = load_run(run)
     base = kind.for_request(config.dataset, config.n_forget, config.arch)
     fixed = {f.name: getattr(base, f.name) for f in fields(kind)}
@@ -191,7 +195,7 @@ def stream_command(
     method: Annotated[str, typer.Option(help="Methods with commas between.")] = "key_edit,metaunlearn,gradient_ascent",
     requests: Annotated[int, typer.Option(help="Into how many requests the run's people are dealt.", min=1)] = 5,
 ):
-    "One request after another with one artifact: scores after each, and how long the artifact lasts; writes stream.csv and stream.html."
+    "One request after another with one artifact: scores after each, and how long the artifact lasts; writes stream-N.csv and .html."
     from pathlib import Path
 
     from one_shui.results import chart_html, save_page
@@ -199,11 +203,11 @@ def stream_command(
     from one_shui.stream import stream, stream_chart, until_rebuild
     told = stream(run, tuple(name.strip() for name in method.split(",") if name.strip()), requests, typer.echo)
     wide, lasts = told.pivot(index=["method", "asked"], columns="split", values="value").round(1), until_rebuild(told).round(2)
-    write_text(Path(run) / "stream.csv", told.to_csv(index=False))
+    write_text(Path(run) / f"stream-{requests}.csv", told.to_csv(index=False))
     tables = "".join(f'<div class="wide" tabindex="0">{frame.reset_index().to_html(index=False, border=0, na_rep="–")}</div>'
                      for frame in (lasts, wide))
     shown = chart_html("stream", stream_chart(told)) + tables
-    page = save_page(Path(run) / "stream.html", f"{requests} requests, one after another", [("", shown)])
+    page = save_page(Path(run) / f"stream-{requests}.html", f"{requests} requests, one after another", [("", shown)])
     typer.echo(f"\n{wide.to_string()}\n\n{lasts.to_string()}\n\nreport: {page.resolve()}")
 
 
@@ -223,7 +227,7 @@ def rescore_command(
 def prepare_command(
     model: Annotated[str, typer.Option(help="The model in production, .safetensors.")],
     dataset: Annotated[str, typer.Option(help="celeba, celebahq, mufac, mucac, lfw or own.")],
-    splits: Annotated[str, typer.Option(help="splits.json of the model's run, or from one-shui data split.")],
+    splits: Annotated[str, typer.Option(help="splits.json of the model's run, or from one-shui data split with --unseen.")],
     out: Annotated[str, typer.Option(help="Where the artifact goes; must not exist.")],
     method: Annotated[str, typer.Option(help="A method that works from statistics; see one-shui methods.")] = "key_edit",
     root: Annotated[Optional[str], typer.Option(help="Folder that holds the dataset's folder.")] = None,
@@ -236,9 +240,9 @@ def prepare_command(
     "While training data exist: keep what a method will need, and rehearse a request. Interrupted, the same command goes on."
     from pathlib import Path
 
-    from one_shui.faces import read_faces
+    from one_shui.faces import in_words_of, read_faces
     from one_shui.loaders import cached_pictures, face_set
-    from one_shui.own_model import open_any
+    from one_shui.own_model import open_any, read_description
     from one_shui.request import blame_settings, check_crop, check_out, check_settings, contents, prepare_artifact, refuse_taken
     from one_shui.splits import load_splits
     from one_shui.unlearn import find_method
@@ -249,10 +253,10 @@ def prepare_command(
     if kind.needs == "full": raise BadInput(f"{method} needs the training data when somebody asks; choose another method, e.g. key_edit")
     given = check_settings(kind, _settings_for(method, settings), "--set")
     opened = open_any(model, describe)
-    faces = read_faces(dataset, root)
-    if faces.task != opened.task: raise BadInput(f"{dataset} has other labels than {model}; prepare it on the data it was trained on")
-    split, decoded = load_splits(splits, faces), cached_pictures(faces, opened.size, crop=crop, progress=sys.stderr.isatty())
-    arch = opened.header.get("spec", {}).get("arch", "resnet18")
+    plain = read_faces(dataset, root)
+    split, faces = load_splits(splits, plain), in_words_of(opened.task, plain)
+    decoded = cached_pictures(faces, opened.size, crop=crop, progress=sys.stderr.isatty())
+    arch = opened.header.get("spec", {}).get("arch") or (describe and read_description(describe).arch) or "resnet18"
     unlearner = kind.for_request(dataset, people, arch, **{"seed": seed, **given})
     train, val = (face_set(faces, decoded, rows) for rows in (split.train, split.val))
     if hasattr(unlearner, "progress"): unlearner.progress = sys.stderr.isatty()
@@ -274,30 +278,35 @@ def forget_command(
     photo: Annotated[Optional[list[str]], typer.Option(help="A photo of the person, as often as there are photos.")] = None,
     identity: Annotated[Optional[str], typer.Option(help="Who it is, as the dataset calls them.")] = None,
     labels: Annotated[Optional[str], typer.Option(help="What is to be seen, with commas; without, the model's own answers.")] = None,
-    requests: Annotated[Optional[str], typer.Option(help="Many people: a CSV (photo, identity, labels), or a folder of folders.")] = None,
+    requests: Annotated[Optional[str], typer.Option(
+        help="Many people: a CSV with photo, identity and, if you like, labels (with ; between), or a folder of folders.")] = None,
     check: Annotated[Optional[str], typer.Option(help="Labelled pictures to measure with: a folder with labels.csv.")] = None,
     key: Annotated[Optional[str], typer.Option(help="File with the key that signs the receipt.")] = None,
     ledger: Annotated[Optional[str], typer.Option(help="The model's ledger; default: beside it; copies of a model share one.")] = None,
     find_face: Annotated[bool, typer.Option("--find-face", help="Cut photos to the face (needs one_shui[faces]).")] = False,
     tolerance: Annotated[float, typer.Option(help="Points that others' score may fall.")] = 5.,
-    force: Annotated[bool, typer.Option("--force", help="Go on even if it falls more.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Go on even if it falls more, or from a model that has answered others.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, but write nothing.")] = False,
     describe: Annotated[Optional[str], typer.Option(help="YAML that describes a model of your own.")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="METHOD.NAME=VALUE, without an artifact.")] = None,
     seed: Annotated[Optional[int], typer.Option(help="Of anything random, without an artifact; default: 0.", min=0)] = None,
 ):
-    "When somebody asks: a new model, a receipt, a line in the ledger. The same request twice is recognised."
+    """When somebody asks: a new model, a receipt, a line in the ledger. The same request twice is recognised.
+
+    The next person's request starts from the new model (--model model-2.safetensors --out model-3.safetensors): what is made from the
+    old one would know the first person again, so that is refused.
+    """
     from pathlib import Path
 
     from one_shui.ledger import read_key
     from one_shui.own_model import open_any
     from one_shui.photos import opencv_faces
-    from one_shui.request import Asked, Options, answer_request, read_requests
+    from one_shui.request import Asked, Options, answer_request, labels_in, read_requests
     if (artifact is None) == (method is None): raise BadInput("give --artifact FILE, or --method NAME for a method that needs none")
     if requests is None and (not photo or identity is None): raise BadInput("give --photo and --identity, or --requests for many people")
     if requests is not None and (photo or identity is not None or labels is not None):
         raise BadInput("--requests says who asks; leave out --photo, --identity and --labels")
-    named = None if labels is None else tuple(label.strip() for label in labels.split(",") if label.strip())
+    named = None if labels is None else labels_in(labels)
     asked = [Asked(str(identity), tuple(Path(p) for p in photo or []), named)] if requests is None else read_requests(requests)
     of_method = _settings(settings or []) if method is None else _settings_for(method, settings)
     signing = None if key is None else read_key(key)
@@ -317,15 +326,15 @@ def forget_command(
 def verify_command(
     before: Annotated[str, typer.Option(help="The model before.")],
     after: Annotated[str, typer.Option(help="The model after.")],
-    check: Annotated[str, typer.Option(help="Labelled pictures of those who asked and of others: a folder with labels.csv.")],
-    identity: Annotated[list[str], typer.Option(help="Who asked, as often as needed.")],
+    check: Annotated[str, typer.Option(help="Labelled pictures of others, and of those who asked if there are: a folder with labels.csv.")],
+    identity: Annotated[Optional[list[str]], typer.Option(help="Who asked, as often as needed; nobody: only others are compared.")] = None,
     crop: Annotated[float, typer.Option(help="Share of a picture that was kept in training.")] = 1.,
     describe: Annotated[Optional[str], typer.Option(help="YAML that describes a model of your own.")] = None,
 ):
     "Afterwards: compare both models, with intervals over people."
     from one_shui.own_model import open_any
     from one_shui.request import verify_models
-    typer.echo(verify_models(open_any(before, describe), open_any(after, describe), check, set(identity), crop).to_string())
+    typer.echo(verify_models(open_any(before, describe), open_any(after, describe), check, set(identity or ()), crop).to_string())
 
 
 @app.command(name="export", epilog="Example:\n\n`one-shui export --model model-2.safetensors --out model-2.pt2`")
@@ -383,13 +392,11 @@ def check_command(
     dataset: Annotated[str, typer.Option(help="celeba, celebahq, mufac, mucac, lfw or own.")],
     root: Annotated[Optional[str], typer.Option(help="Folder that holds the dataset's folder.")] = None,
     n_forget: Annotated[Optional[int], typer.Option(help="Also look for leaks in the split of such a request.")] = None,
-    seed: Annotated[int, typer.Option(help="Of that split.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of that split.", min=0)] = 0,
     report: Annotated[Optional[str], typer.Option(help="Write an HTML chart of people and classes here.")] = None,
     pairs: Annotated[Optional[str], typer.Option(help="Write the pairs found as CSV here.")] = None,
 ):
     "Count people and pictures; find broken, doubled and leaking pictures. Exit code 1 when something is found."
-    import warnings
-
     from one_shui.datacheck import check_data, clean_faces, data_chart
     from one_shui.faces import read_faces
     from one_shui.splits import make_splits
@@ -412,19 +419,25 @@ def check_command(
     if not found.is_sound: raise typer.Exit(1)
 
 # %% ../nbs/52_cli.ipynb #7cd580ec
-@data.command(name="split", epilog="Example:\n\n`one-shui data split --dataset own --root faces --out splits.json`")
+@data.command(name="split", epilog="Examples:\n\n`one-shui data split --dataset own --root faces --out splits.json`\n\n"
+              "`one-shui data split --dataset own --root faces --unseen never-trained-on.txt --out splits.json`")
 def split_command(
     dataset: Annotated[str, typer.Option(help="celeba, celebahq, mufac, mucac, lfw or own.")],
     out: Annotated[str, typer.Option(help="Where splits.json goes.")],
     root: Annotated[Optional[str], typer.Option(help="Folder that holds the dataset's folder.")] = None,
     n_forget: Annotated[int, typer.Option(help="People in the split's own request.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the split.", min=0)] = 0,
+    unseen: Annotated[Optional[str], typer.Option(help="Text file, an identity a line: whom your model was never trained on.")] = None,
 ):
-    "Divide people into train, val and test."
+    "Divide people into train, val and test. For a model that is trained already, say with --unseen whom it never saw."
+    from pathlib import Path
+
     from one_shui.faces import read_faces
     from one_shui.splits import make_splits, save_splits
     faces = read_faces(dataset, root)
-    splits = make_splits(faces, n_forget, seed)
+    try: names = None if unseen is None else set(Path(unseen).read_text(encoding="utf-8").split("\n"))
+    except (OSError, ValueError) as error: raise BadInput(f"can't read the names in {unseen}: {error}") from error
+    splits = make_splits(faces, n_forget, seed, unseen=names and {name.strip() for name in names if name.strip()})
     save_splits(splits, out)
     typer.echo(f"train {len(splits.train)}, val {len(splits.val)}, test {len(splits.test)} pictures: {out}")
 
@@ -544,7 +557,7 @@ def report_command(folder: Annotated[str, typer.Argument(help="Of a grid.")]):
 def bench_loaders_command(
     root: Annotated[str, typer.Option(help="Folder that holds celeba/.")],
     size: Annotated[int, typer.Option(help="Side of a picture in pixels.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Medians are over so many rounds.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Medians are over so many rounds.", min=1)] = 3,
 ):
     "Caching, reading, training steps and memory, each against the usual way."
     from one_shui.bench import bench_loaders
@@ -560,7 +573,7 @@ def bench_meta_gradient_command(
     people: Annotated[int, typer.Option(help="Support pictures.")] = 20,
     batches: Annotated[int, typer.Option(help="Forget batches, and as many of val.")] = 4,
     batch_size: Annotated[int, typer.Option(help="Pictures a batch.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Medians are over so many rounds.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Medians are over so many rounds.", min=1)] = 3,
     form: Annotated[Optional[list[str]], typer.Option(help="Only this form, as often as needed; default: all three.")] = None,
 ):
     "Time and memory of MetaUnlearn's meta-gradient: double backward, the same with care, forward mode."
@@ -610,6 +623,7 @@ def bench_scaling_command(
 # %% ../nbs/52_cli.ipynb #da75557d
 def main() -> None:
     "The console script"
+    warnings.formatwarning = lambda message, *_, **__: f"one-shui: {' '.join(str(message).split())}\n"
     try: app()
     except (BadInput, OSError) as error:
         typer.echo(f"one-shui: {' '.join(str(error).split())}", err=True)

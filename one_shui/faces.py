@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'READERS', 'read_celeba', 'save_faces', 'read_celebahq', 'read_mufac', 'read_mucac', 'read_lfw',
-           'read_own', 'read_faces']
+           'read_own', 'in_words_of', 'read_faces']
 
 # %% ../nbs/02_faces.ipynb #76e75e3b
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -299,6 +300,23 @@ def _yes_or_no(column: pd.Series, file: Path) -> pd.Series:
         line = int(found.isna().idxmax())
         raise BadInput(f"{file}, line {line + 2}: {column.name} is {column.iloc[line]!r}, expected 0/1, -1/1 or true/false")
     return found.astype(np.uint8)
+
+# %% ../nbs/02_faces.ipynb #70f6f3b3
+def in_words_of(
+    task: Task,    # A network's
+    faces: Faces,  # Pictures with labels
+) -> Faces:        # The same pictures, labelled as the network answers
+    "Pictures in a network's words; raises `BadInput` for labels that the network doesn't know, and for attributes that nobody labelled"
+    if faces.task == task: return faces
+    if faces.task.kind != task.kind: raise BadInput(f"{faces.root} has {faces.task.kind} labels, the model is {task.kind}")
+    if stray := sorted(set(faces.task.classes) - set(task.classes)):
+        raise BadInput(f"{faces.root} has labels that the model doesn't know: {', '.join(stray)}; it knows {', '.join(task.classes)}")
+    if not task.is_multi_label:
+        codes = np.array([task.classes.index(name) for name in faces.task.classes])
+        return replace(faces, task=task, table=faces.table.assign(label=codes[faces.targets]))
+    lacking = sorted(set(task.classes) - set(faces.task.classes))
+    if lacking: raise BadInput(f"{faces.root} has no column for {', '.join(lacking)}")
+    return replace(faces, task=task)
 
 # %% ../nbs/02_faces.ipynb #bb5b5898
 READERS = {"celeba": read_celeba, "celebahq": read_celebahq, "mufac": read_mufac, "mucac": read_mucac, "lfw": read_lfw, "own": read_own}

@@ -185,8 +185,9 @@ def read_tensors(
             header = json.loads((opened.metadata() or {})["one_shui"])
             if not isinstance(header, dict): raise ValueError("its header holds no facts")
             return {name: opened.get_tensor(name) for name in opened.keys()}, header
+    except FileNotFoundError as error: raise BadInput(f"no file {file}") from error
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise BadInput(f"can't read {file}: {error}; is it cut short? delete it and run again") from error
+        raise BadInput(f"can't read {file}: {error}; is it cut short? use a copy, or make it again") from error
     except KeyError:
         raise BadInput(f"{file} has no one_shui header; to start from other weights use --weights FILE") from None
 
@@ -222,7 +223,7 @@ def load_model(
     if splits is not None and header.get("splits") != splits:
         raise BadInput(f"{file} was trained on another split ({header.get('splits')}, this run uses {splits}); use another folder")
     if weights_digest(state) != header.get("weights"):
-        raise BadInput(f"{file} is damaged: its weights aren't those it was saved with; delete it")
+        raise BadInput(f"{file} is damaged: its weights aren't those it was saved with; use a copy")
     _check_shapes(found, state, file)
     model = create_model(found)
     model.load_state_dict(state)
@@ -233,9 +234,9 @@ def _told_spec(facts, file: str | Path) -> ModelSpec:
     "The spec in a header; raises `BadInput` when it isn't one"
     kinds: dict = dict(arch=str, n_outputs=int, size=int, seed=int, options=dict)
     if not isinstance(facts, dict) or not all(name in kinds and isinstance(value, kinds[name]) for name, value in facts.items()):
-        raise BadInput(f"{file} is damaged: its header describes no network; delete it")
+        raise BadInput(f"{file} is damaged: its header describes no network; use a copy")
     try: return ModelSpec(**facts)
-    except TypeError as error: raise BadInput(f"{file} is damaged: its header describes no network ({error}); delete it") from error
+    except TypeError as error: raise BadInput(f"{file} is damaged: its header describes no network ({error}); use a copy") from error
 
 
 def _check_shapes(spec: ModelSpec, state: dict[str, Tensor], file: str | Path) -> None:
@@ -244,6 +245,6 @@ def _check_shapes(spec: ModelSpec, state: dict[str, Tensor], file: str | Path) -
     try:
         with torch.device("meta"): wanted = {name: t.shape for name, t in _build(spec).state_dict().items()}
     except Exception as error:  # a constructor may raise anything for options that it doesn't know
-        raise BadInput(f"{file} is damaged: its network can't be built ({error}); delete it") from error
+        raise BadInput(f"{file} is damaged: its network can't be built ({error}); use a copy") from error
     if wanted != {name: t.shape for name, t in state.items()}:
-        raise BadInput(f"{file} is damaged: its weights don't fit the network that its header describes; delete it")
+        raise BadInput(f"{file} is damaged: its weights don't fit the network that its header describes; use a copy")

@@ -100,7 +100,8 @@ def open_described(
     except RuntimeError as error: raise BadInput(f"{weights} doesn't fit the network: {str(error).splitlines()[-1].strip()}") from error
     network.eval().to(default_device())
     network.register_forward_pre_hook(Renormalise(description.mean, description.std))
-    classifier_name(network)
+    last: list[Tensor] = []
+    watch = network.get_submodule(classifier_name(network)).register_forward_hook(lambda module, given, answer: last.append(answer))
     try:
         with torch.inference_mode(): outputs = network(torch.zeros(1, 3, description.size, description.size, device=default_device()))
     except Exception as error:
@@ -108,6 +109,10 @@ def open_described(
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if shape != (1, len(description.classes)):
         raise BadInput(f"the network answers one picture with {shape}, the description names {len(description.classes)} classes")
+    watch.remove()
+    if last and not torch.equal(last[-1].flatten(), outputs.flatten()):
+        raise BadInput("the network changes what its last layer says (a sigmoid or softmax?); "
+                       "let the builder return one that answers with logits")
     since = {k: v for k, v in read_header(weights).items() if k in PAST}  # when it has answered requests
     check_facts(since, PAST, weights)
     return Model(network, Task(description.task, description.classes), description.size, since, Path(weights))  # type: ignore[arg-type]

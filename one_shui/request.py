@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['SIDES', 'PAST', 'PHOTOS', 'TOLERANCE', 'PLAIN', 'Model', 'refuse_pickle', 'check_use', 'open_model', 'check_out',
            'refuse_taken', 'check_settings', 'blame_settings', 'name_code', 'with_names', 'prepare_artifact',
-           'check_crop', 'contents', 'read_artifact', 'Asked', 'read_requests', 'support_set', 'compare_models',
-           'check_pictures', 'Options', 'request_id', 'Answer', 'answer_request', 'write_unlearned', 'verify_models']
+           'check_crop', 'contents', 'read_artifact', 'Asked', 'labels_in', 'read_requests', 'support_set',
+           'compare_models', 'check_pictures', 'Options', 'request_id', 'Answer', 'answer_request', 'write_unlearned',
+           'verify_models']
 
 # %% ../nbs/62_request.ipynb #931240db
 import hashlib
 import math
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -26,7 +28,7 @@ from fastai.torch_core import default_device
 from torch import Tensor, nn
 
 from .attacks import auc_interval, threshold_attack
-from .faces import read_faces
+from .faces import in_words_of, read_faces
 from .ledger import Ledger, canonical, check_facts, file_digest, now, open_ledger, plain, save_receipt, sign
 from .loaders import FaceSet, cached_pictures, face_set
 from .models import load_model, read_header, weights_digest, write_tensors
@@ -67,7 +69,7 @@ def refuse_pickle(file: str | Path) -> None:
     "Raise `BadInput` for a file that is opened by running what it says"
     if Path(file).suffix.lower() in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib"):
         raise BadInput(f"{file} is a pickle, which runs code when it is opened; save the weights as safetensors where it was made: "
-                       "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')")
+                       "safetensors.torch.save_file(model.state_dict(), 'model.safetensors'), of a fastai Learner learn.model.state_dict()")
 
 
 SIDES = 8, 2048  # Least and largest side of a network's pictures in pixels
@@ -203,6 +205,10 @@ def contents(artifact: Artifact) -> list[str]:
     said.append(f"numbers about each of {names} train people, under codes that tell no name: guard it as such" if names
                 else "nothing about single people")
     before, after = artifact.facts["rehearsed"]["before"], artifact.facts["rehearsed"]["after"]
+    if None not in before.values() and before["forget"] < before["val"] + 1:
+        said.append(f"beware: the model is no better on train's people ({before['forget']:.1f} %) than on val's ({before['val']:.1f} %): "
+                    "either it remembers nobody, or val's people were trained on as well (see data split --unseen), "
+                    "and then no figure here means anything")
     if None in (*before.values(), *after.values()):
         return [*said, "a request was rehearsed, but no attribute occurs on some of its pictures, so nothing could be measured"]
     forgot, rest = (f"from {before[part]:.1f} to {after[part]:.1f} %" for part in ("forget", "rest"))
@@ -252,6 +258,11 @@ def _seen(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
 
 
+def labels_in(text: str) -> tuple[str, ...]:
+    "Names with commas or semicolons between"
+    return tuple(label.strip() for label in re.split("[,;]", text) if label.strip())
+
+
 def read_requests(
     source: str | Path,  # A CSV, or a folder with a folder of photos for each person
 ) -> list[Asked]:
@@ -272,13 +283,14 @@ def read_requests(
     if missing := {"photo", "identity"} - set(table):
         raise BadInput(f"{source} has no column {sorted(missing)[0]}; its columns are {', '.join(table)}")
     if not len(table): raise BadInput(f"{source} holds no request")
+    table = table.apply(lambda column: column.str.strip())
     empty = table[(table["photo"] == "") | (table["identity"] == "")]
     if len(empty): raise BadInput(f"{source}, line {empty.index[0] + 2}: photo or identity is empty")
     asked = []
     for identity, rows in table.groupby("identity", sort=False):
         labels = {text for text in rows["labels"] if text} if "labels" in rows else set()
         if len(labels) > 1: raise BadInput(f"{source}: {identity} has two different labels; photos of one request share theirs")
-        split = tuple(label.strip() for label in labels.pop().split(";") if label.strip()) if labels else None
+        split = labels_in(labels.pop()) if labels else None
         asked.append(Asked(str(identity), tuple(_inside(source.parent / photo, source.parent) for photo in rows["photo"]), split))
     return asked
 
@@ -369,10 +381,7 @@ def check_pictures(
 ) -> tuple[FaceSet, FaceSet]:  # Of others, of those who ask
     "Labelled pictures to measure with; raises `BadInput` when their labels aren't the model's"
     check_crop(crop, "the crop")
-    faces = read_faces("own", str(source))
-    if faces.task.classes != model.task.classes:
-        stray = sorted(set(faces.task.classes) ^ set(model.task.classes))
-        raise BadInput(f"{source} has other labels than the model: {', '.join(stray) or 'the order differs'}")
+    faces = in_words_of(model.task, read_faces("own", str(source)))
     decoded = cached_pictures(faces, model.size, crop=crop, progress=False)
     theirs = np.isin(faces.identities, list(asking))
     others, asked = (face_set(faces, decoded, np.flatnonzero(rows)) for rows in (~theirs, theirs))
@@ -389,7 +398,7 @@ TOLERANCE = 5.  # Points that others may lose
 class Options:
     "How to answer a request"
     tolerance: float = TOLERANCE      # Points that others' score may fall
-    force: bool = False               # Go on all the same
+    force: bool = False               # Go on all the same, and from a model that has answered others since
     dry_run: bool = False             # Measure, write nothing
     seed: int | None = None           # Of methods without an artifact; None: 0
 
@@ -400,12 +409,13 @@ class Options:
 PLAIN = Options()
 
 
-def request_id(model: Model, asked: list[Asked], artifact_digest: str, method: Unlearner) -> str:
+def request_id(model: Model, asked: list[Asked], artifact_digest: str, method: Unlearner, cut: bool = False) -> str:
     "32 hex digits that are the same for the same request; without the photos nobody can guess who it is about"
     labels = {one.identity: None if one.labels is None else sorted(set(one.labels)) for one in asked}
     photos = {one.identity: sorted(file_digest(file) for file in one.photos) for one in asked}
     settings = dict(name=method.name, settings=settings_of(method))
     facts = dict(photos=photos, labels=labels, model=model.origin, artifact=artifact_digest, method=settings)
+    if cut: facts["cut"] = "to the face"
     return hashlib.sha256(canonical(facts)).hexdigest()[:32]
 
 
@@ -442,7 +452,6 @@ def answer_request(
     check: str | Path | None = None,  # Labelled pictures to measure with, see `check_pictures`
     detector: Detector | None = None,  # See `read_photo`
     ledger_file: str | Path | None = None,  # None: beside the model
-    say: Callable[[str], Any] = print,
 ) -> Answer:
     "Forget the people who ask; raises `BadInput` before anything is written"
     out, ledger_file = Path(out), Path(ledger_file or f"{model.file.resolve()}.ledger.jsonl").resolve()
@@ -461,7 +470,7 @@ def answer_request(
     crop = 1. if artifact is None else artifact.facts["crop"]
     support, said = support_set(model, asked, crop, detector)
     checked = None if check is None else check_pictures(check, model, {one.identity for one in asked}, crop)
-    request = request_id(model, asked, artifact_digest, unlearner)
+    request = request_id(model, asked, artifact_digest, unlearner, detector is not None)
     with nullcontext(Ledger.read(ledger_file)) if options.dry_run else open_ledger(ledger_file) as ledger:
         line = ledger.done(request, model.weights)
         if line is not None and _still_there(ledger, line): return Answer(_done_before(line), again=True)
@@ -469,6 +478,12 @@ def answer_request(
         begun = _begun(ledger, out, request, model.weights)
         ours = begun and read_header(out).get("request") == request
         if not ours: refuse_taken(out, *papers)
+        if since := _descendant(ledger, model.weights, request):
+            text = f"{model.file.name} has answered another request, which ended in {since['out']}"
+            if not options.force:
+                raise BadInput(f"{text}; a model that is made from {model.file.name} would know those people again. "
+                               f"Forget from that one (--model {since['out']}), or go on with --force")
+            said.append(f"the model had answered another request before, on {since['time']}; the new model knows those people still")
         with blame_settings(unlearner.name, settings or {}), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
             ready = Artifact() if artifact is None else with_names(artifact, support.identities)
@@ -496,6 +511,17 @@ def answer_request(
         ledger.append(event="done", request=request, method=unlearner.name, before=before, after=receipt["model"]["after"]["weights"],
                       out=place, sha256=digest, receipt=_place(ledger, papers[0]), receipt_sha256=file_digest(papers[0]))
         return Answer(sign(receipt, key))
+
+
+def _descendant(ledger: Ledger, weights: str, request: str) -> dict | None:
+    "The last line of the requests that were answered from these weights, one after another, but for this request"
+    found, passed = None, set[str]()
+    while weights not in passed:
+        passed.add(weights)
+        line = next((line for line in reversed(ledger.lines) if line["event"] == "done" and line["before"] == weights
+                     and line["request"] != request), None)
+        if line is not None: found, weights = line, line["after"]
+    return found
 
 
 def _place(ledger: Ledger, file: Path) -> str:
@@ -548,6 +574,8 @@ def _receipt(model, network, request, asked, support, method, artifact, artifact
         missing.append("whether other pictures of the people who asked are forgotten: none were given (--check)")
     elif f"forgotten people {score_name(model.task)} after" not in measured:
         missing.append("the score on other pictures of the people who asked: none of the classes occurs on them")
+    if (at_once := (facts.get("rehearsed") or {}).get("people", len(asked))) != len(asked):
+        said = [*said, f"the artifact was prepared for {at_once} at once, {len(asked)} ask: its strength was chosen for another number"]
     if artifact is not None and model.forgot:
         said = [*said, f"the artifact was prepared before {len(model.forgot)} earlier request{'s' * (len(model.forgot) > 1)}; "
                        "what it says of the model is so much older"]
@@ -574,23 +602,25 @@ def verify_models(
     before: Model,
     after: Model,
     check: str | Path,       # Labelled pictures, of those who asked and of others
-    asking: set[str],        # Who asked
+    asking: set[str] | None = None,  # Who asked; None: only others are looked at
     crop: float = 1.,
 ) -> pd.DataFrame:           # One row a figure: before, after, and intervals over people where there are any
     "Compare a model before and after; raises `BadInput` when they aren't two models of one kind"
     if before.task != after.task or before.size != after.size:
         raise BadInput(f"{before.file} and {after.file} aren't the same kind of model")
     if before.weights == after.weights: raise BadInput(f"{after.file} has the weights of {before.file}: nothing was forgotten")
-    others, theirs = check_pictures(check, before, asking, crop)
-    if not len(theirs): raise BadInput(f"{check} has no picture of {', '.join(sorted(asking))}")
+    others, theirs = check_pictures(check, before, asking or set(), crop)
+    if asking and not len(theirs): raise BadInput(f"{check} has no picture of {', '.join(sorted(asking))}")
     rows: list[tuple] = []
     logits = {}
     for when, model in (("before", before), ("after", after)):
         for name, pictures in (("others", others), ("forgotten people", theirs)):
+            if not len(pictures): continue
             answers = logits[when, name] = predict(model.network, pictures)
             low, high = score_interval(model.task, answers, pictures.targets, pictures.identities)
             value = task_score(model.task, answers, pictures.targets)
             rows.append((f"{name}: {score_name(model.task)} (%)", when, 100 * value, 100 * low, 100 * high))
+        if not len(theirs): continue
         sets = ("forgotten people", theirs), ("others", others)
         losses = [picture_losses(model.task, logits[when, name], pictures.targets) for name, pictures in sets]
         interval = auc_interval(-losses[0], theirs.identities, -losses[1], others.identities)

@@ -9,7 +9,7 @@ __all__ = ['Splits', 'make_splits', 'write_file', 'write_text', 'save_splits', '
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,18 +55,27 @@ def _deal_people(
     return train, val, test
 
 # %% ../nbs/03_splits.ipynb #82a02391
+def _set_apart(counts: pd.Series, unseen: set[str], name: str) -> tuple[list[str], list[str], list[str]]:
+    "The same when it is known whom a network never saw"
+    if strangers := sorted(unseen - set(counts.index)): raise BadInput(f"{strangers[0]!r} is nobody in {name}; write identities as it does")
+    if len(unseen) < 2: raise BadInput(f"{len(unseen)} people can't be val and test; name at least 2 whom the model was never trained on")
+    hidden = [person for person in counts.index if person in unseen]
+    return [person for person in counts.index if person not in unseen], hidden[::2], hidden[1::2]
+
+
 def make_splits(
     faces: Faces,        # The pictures
     n_forget: int,       # How many people ask at once ($N_S$), at least 1
     seed: int = 0,       # Same seed, same split
     share: float = .2,   # Share of the pictures for val, and the same again for test
+    unseen: Iterable[str] | None = None,  # Whom a network was never trained on: they become val and test; None: drawn by `share`
 ) -> Splits:
     "Divide the people, draw the askers and take one support picture of each out of train; raises `BadInput`"
     if n_forget < 1: raise BadInput(f"n_forget is {n_forget}; a request needs at least 1 person (--n-forget 1)")
     rng = np.random.default_rng(seed)
     identities = faces.identities
     counts = pd.Series(identities).value_counts().sort_index().sample(frac=1, random_state=rng)
-    train_people, val_people, test_people = _deal_people(counts, share)
+    train_people, val_people, test_people = _deal_people(counts, share) if unseen is None else _set_apart(counts, set(unseen), faces.name)
     least = 6 if n_forget == 1 else 2
     eligible = [person for person in train_people if counts[person] >= least]
     if len(eligible) < n_forget:
@@ -124,7 +133,7 @@ def load_splits(
         request = Request(tuple(kept["identities"]), support, forget, np.setdiff1d(train, forget))
         splits = Splits(train, val, test, request, kept["seed"], kept["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise BadInput(f"can't read the split {file}: {error}; delete it and run again") from error
+        raise BadInput(f"can't read the split {file}: {error}; is it a splits.json, and whole?") from error
     if splits.fingerprint != (now := fingerprint(faces)):
         raise BadInput(f"{file} was made for other pictures (fingerprint {splits.fingerprint}, these have {now}); use another folder")
     return splits

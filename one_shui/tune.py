@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from .loaders import FaceSet
 from .models import weights_digest
 from .rehearsal import Judge, play_requests
+from .splits import write_text
 from .task import BadInput
 from .unlearn import Unlearner, apply_method, prepare_method, settings_of
 
@@ -73,7 +74,7 @@ def tune(
             method = make(**{**(settings or {}), **values})
             if (key := json.dumps(dict(asked, settings=settings_of(method)), sort_keys=True)) not in known:
                 known[key] = simulated_tow(method, model, train, val, n_forget, requests, seed).mean().to_dict()
-                if partial: partial.open("a").write(json.dumps([key, known[key]]) + "\n")
+                if partial: write_text(partial, "".join(f"{json.dumps(judged)}\n" for judged in known.items()))
             found = known[key]
         except BadInput as error: found = {"simulated ToW": float("nan"), "note": str(error)}
         rows.append({**values, **found})

@@ -28,13 +28,16 @@ from one_shui.loaders import FaceSet, cached_pictures, face_set
 from one_shui.models import ModelSpec, create_model, read_header, save_model, task_facts, weights_digest
 from one_shui.own_model import open_any, read_description
 from one_shui.photos import opencv_faces, read_photo
-from one_shui.request import Asked, Options, answer_request, open_model, prepare_artifact, read_artifact, read_requests, settings_of
+from one_shui.request import PLAIN, Asked, Options, answer_request, open_model, prepare_artifact, read_artifact, read_requests, settings_of
 from one_shui.splits import load_splits
 from one_shui.task import BadInput, Task
 from one_shui.toy import toy_faces
 from one_shui.unlearn import Artifact, find_method, method_names
 
 KILLS = int(os.environ.get("ONE_SHUI_KILLS", "12"))
+
+
+FORCED = Options(force=True)
 
 
 def call(monkeypatch, *words):
@@ -83,7 +86,7 @@ def photo_of(desk): return sorted((desk / "inbox").glob("*.jpg"))[0]
 def answer(desk, out="model-2.safetensors", **more):
     photo = photo_of(desk)
     return answer_request(open_model(desk / "model.safetensors"), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors",
-                          say=lambda _: None, **more)
+                          **more)
 
 
 def test_from_a_photo_to_a_receipt(desk, monkeypatch, capsys):
@@ -149,7 +152,7 @@ def test_an_artifact_tells_no_name_and_finds_who_asks(desk, data):
     assert len(header["people"]) == len(names)
     assert not names & set(header["people"])
     photo, model = photo_of(desk), open_model(desk / "model.safetensors")
-    by_name = {who: answer_request(model, [Asked(who, (photo,))], desk / f"{who}.safetensors", desk / "its.safetensors", say=lambda _: None)
+    by_name = {who: answer_request(model, [Asked(who, (photo,))], desk / f"{who}.safetensors", desk / "its.safetensors", options=FORCED)
                for who in (photo.stem, "somebody else")}
     said = {who: " ".join(made.receipt["what_was_done"]) for who, made in by_name.items()}
     assert "aren't among those" not in said[photo.stem] and "aren't among those" in said["somebody else"]
@@ -357,15 +360,16 @@ def test_a_stranger_is_said_to_be_one(desk):
 
 
 def answer_one(desk, photo, out):
-    answer_request(open_model(desk / "model.safetensors"), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors")
+    answer_request(open_model(desk / "model.safetensors"), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors",
+                   options=FORCED)
 
 
 def test_one_request_after_another(desk):
     "The artifact of the first model serves its descendants; each person is asked about once"
     first, second = sorted((desk / "inbox").glob("*.jpg"))[:2]
-    def ask(model, photo, out):
+    def ask(model, photo, out, options=PLAIN):
         return answer_request(open_model(desk / model), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors",
-                              ledger_file=desk / "ledger.jsonl", say=lambda _: None)
+                              ledger_file=desk / "ledger.jsonl", options=options)
     answer_one = ask("model.safetensors", first, "model-2.safetensors")
     answer_two = ask("model-2.safetensors", second, "model-3.safetensors")
     assert not answer_one.again and not answer_two.again
@@ -375,7 +379,11 @@ def test_one_request_after_another(desk):
     assert third.forgot == [answer_one.receipt["request"], answer_two.receipt["request"]]
     assert ask("model-3.safetensors", first, "model-4.safetensors").again
     assert not (desk / "model-4.safetensors").exists()
-    assert not ask("model.safetensors", second, "other.safetensors").again, "another branch, where the second never asked"
+    third_photo = sorted((desk / "inbox").glob("*.jpg"))[2]
+    with pytest.raises(BadInput, match=r"would know those people again.*--model model-3.safetensors"):
+        ask("model.safetensors", third_photo, "other.safetensors")
+    branch = ask("model.safetensors", third_photo, "other.safetensors", FORCED)
+    assert any("knows those people still" in text for text in branch.receipt["what_was_done"])
 
 
 def test_two_requests_at_once_take_turns(desk, clean_process):
@@ -425,7 +433,8 @@ def test_finished_models_and_receipts_stay(desk):
     "A model that one request ended with isn't another's to write over, in whatever order models descend from each other"
     first, second = sorted((desk / "inbox").glob("*.jpg"))[:2]
     def ask(model, photo, out):
-        return answer_request(open_model(desk / model), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors")
+        return answer_request(open_model(desk / model), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors",
+                              options=FORCED)
     ask("model.safetensors", first, "x.safetensors")
     ask("model.safetensors", second, "n.safetensors")
     before = {file: file_digest(file) for file in desk.glob("x.*")}
