@@ -265,7 +265,7 @@ BARE = {**ONE, "--artifact": None, "--method": "jit"}
     ({**ONE, "--out": "new.pth"}, "end in .safetensors"),
     ({**ONE, "--out": "\udcff.safetensors"}, "no name in UTF-8"),
     ({**ONE, "--artifact": "model.safetensors"}, "wasn't made by one-shui prepare"),
-    ({**ONE, "--artifact": "none.safetensors"}, "can't read"),
+    ({**ONE, "--artifact": "none.safetensors"}, "no file"),
     ({**ONE, "--model": "model.pth"}, "is a pickle"),
     ({**ONE, "--key": "inbox"}, "can't read the key"),
     ({**ONE, "--ledger": "key"}, "is no ledger"),
