@@ -44,7 +44,7 @@ prepare: .venv/dev ## Bring generated files up to date: clean notebooks, exporte
 	$(BIN)/python tools/drift.py --write
 
 lab: .venv/dev ## Open the notebooks in JupyterLab
-	PYTHONSTARTUP=$(CURDIR)/tools/lab.py $(BIN)/jupyter lab --notebook-dir nbs
+	PYTHONSTARTUP=$(CURDIR)/tools/lab.py $(BIN)/jupyter lab --notebook-dir nbs nbs/tutorials/five_minutes.ipynb
 
 docs: .venv/dev ## Build the documentation site into _docs
 	@$(PIP) -e ".[docs]"

@@ -36,10 +36,11 @@ extensions = ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline"]
 html_theme, html_title = "furo", "one_shui"
 myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath", "deflist"]
 nb_execution_mode = "off"
-html_static_path, html_css_files, html_js_files = ["_static"], ["site.css"], ["vega.js", "charts.js"]
+html_static_path, html_css_files, html_js_files = ["_static"], ["site.css"], ["charts.js"]
 html_show_sourcelink = False
 html_extra_path = ["_extra"]
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]
+myst_html_meta = {meta}
 '''
 CHARTS = '''
 (() => {
@@ -48,12 +49,20 @@ CHARTS = '''
   const draw = () => document.querySelectorAll("script[data-chart]").forEach(s => vegaEmbed(
     "#" + s.dataset.chart, JSON.parse(s.textContent),
     { actions: false, renderer: "svg", theme: dark() ? "dark" : undefined, config: { background: "transparent" } }));
+  const vega = document.currentScript.src.replace(/charts\\.js.*/, "vega.js");
   addEventListener("DOMContentLoaded", () => {
-    draw();
+    if (document.querySelector("script[data-chart]")) {  // a megabyte, only for pages that have a chart
+      const script = document.createElement("script");
+      script.src = vega;
+      script.onload = () => {
+        draw();
+        new MutationObserver(draw).observe(document.body, { attributeFilter: ["data-theme"] });
+      };
+      document.head.append(script);
+    }
     document.querySelectorAll("p.caption[role=heading]").forEach(p => p.setAttribute("aria-level", "2"));
     // what scrolls can be reached by keyboard
     document.querySelectorAll("pre, .output, .chart, .table-wrapper").forEach(e => { if (e.scrollWidth > e.clientWidth) e.tabIndex = 0; });
-    new MutationObserver(draw).observe(document.body, { attributeFilter: ["data-theme"] });
   });
 })();
 '''
@@ -65,9 +74,15 @@ div.chart { overflow-x: auto; }
 
 
 def digest(file: Path) -> str:
-    "16 hex digits over a notebook's cells and what runs them; the package's other modules are left out on purpose"
+    """16 hex digits over a notebook's cells, what runs them, and the stored results and other notebooks that it reads;
+    the package's other modules are left out on purpose
+    """
     cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]]
-    return hashlib.sha256(json.dumps([cells, (ROOT / "constraints.txt").read_text(), VERSION]).encode()).hexdigest()[:16]
+    code = "\n".join(text for kind, text in cells if kind == "code")
+    read = [table for table in sorted((ROOT / "data/results").iterdir()) if table.name in code]
+    if ".ipynb" in code: read += sorted((ROOT / "nbs").glob("*.ipynb"))
+    told = [hashlib.sha256(found.read_bytes()).hexdigest() for found in (ROOT / "constraints.txt", *read)]
+    return hashlib.sha256(json.dumps([cells, told, VERSION]).encode()).hexdigest()[:16]
 
 
 def execute_one(file: Path, kept: Path) -> tuple[str, float]:
@@ -217,7 +232,11 @@ def pages() -> None:
     contents = "\n\n".join(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n" + "\n".join(of) + "\n```" for caption, of in names.items())
     index["cells"].append(dict(cell_type="markdown", id="contents", metadata={}, source=contents))
     (PAGES / "index.ipynb").write_text(json.dumps(dict(index, nbformat_minor=5)), encoding="utf-8")
-    (PAGES / "conf.py").write_text(CONF)
+    card, home = "_static/card.png", f"{get_config().doc_host}{get_config().doc_baseurl}".rstrip("/") + "/" if get_config().git_url else ""
+    meta = {"property=og:title": "one_shui", "property=og:description": get_config().description, "property=og:type": "website",
+            "property=og:image": home + card}
+    (PAGES / "conf.py").write_text(CONF.replace("{meta}", repr(meta)))
+    (PAGES / card).write_bytes(vl_convert.svg_to_png((ROOT / "nbs/images/gain.svg").read_text(encoding="utf-8"), scale=2))
     vega = f"(() => {{ {vl_convert.javascript_bundle()} }})();"
     for name, text in {"vega.js": vega, "charts.js": CHARTS, "site.css": CSS}.items():
         (PAGES / "_static" / name).write_text(text, encoding="utf-8")

@@ -40,6 +40,11 @@ def search_of(file: Path) -> pd.DataFrame:
     return pd.DataFrame({**place, "method": file.stem.removeprefix("tune-")}, table.index).join(table)
 
 
+def is_ablation(folder: Path) -> bool:
+    "Does a folder hold a grid of one method's variants? They have a table of their own"
+    return (file := folder / "grid.json").exists() and json.loads(file.read_text())["name"] == "ablation"
+
+
 def gather(folders: list[Path]) -> pd.DataFrame:
     "The rows of all runs and grids, sorted, each once"
     rows = pd.concat([table for folder in folders for table in rows_of(folder)], ignore_index=True)
@@ -48,12 +53,14 @@ def gather(folders: list[Path]) -> pd.DataFrame:
 
 
 def main() -> None:
-    "Write rows.csv where something was measured, and tune.csv where something was searched"
+    "Write rows.csv and ablation.csv where something was measured, and tune.csv where something was searched"
     if len(sys.argv) < 2: sys.exit(__doc__)
     folders = [Path(folder) for folder in sys.argv[1:]]
-    if any(rows_of(folder) for folder in folders):
-        (rows := gather(folders)).to_csv(RESULTS / "rows.csv", index=False)
-        print(f"{len(rows)} rows of {len(rows.drop_duplicates(COLUMNS[:4]))} places")
+    for name, wanted in (("rows", False), ("ablation", True)):
+        part = [folder for folder in folders if is_ablation(folder) == wanted]
+        if not any(rows_of(folder) for folder in part): continue
+        (rows := gather(part)).to_csv(RESULTS / f"{name}.csv", index=False)
+        print(f"{name}.csv: {len(rows)} rows of {len(rows.drop_duplicates(COLUMNS[:4]))} places")
     if searched := sorted(file for folder in folders for file in folder.glob("tune-*.csv")):
         table = pd.concat([search_of(file) for file in searched], ignore_index=True)
         table.reindex(columns=[*(c for c in table if c not in FOUND), *FOUND]).to_csv(RESULTS / "tune.csv", index=False)
