@@ -139,6 +139,7 @@ class MetaUnlearn(Unlearner):
     held_out: float = .2      # Share of train people who judge; 0: as published, the last round at full strength
     strengths: tuple[float, ...] = (0., .01, .03, .06, .1, .3, 1., 3.)  # Tried on them, in units of the step learnt
     rehearsals: int = 3       # Requests that are rehearsed with them after each round
+    margin: float = .25       # Points of simulated ToW that a step has to gain on doing nothing, or nothing is done
     patience: int | None = None  # Rounds without a better one before it stops; None: never
     progress: bool = False    # Show a bar
     checkpoint: Path | None = None  # File to resume from and to save to after each round
@@ -274,6 +275,7 @@ class MetaUnlearn(Unlearner):
                            "hold nobody out (--set metaunlearn.held_out=0) or add pictures")
         best = max(means, key=lambda strength: means[strength])
         state.facts["curve"] += [dict(round=round_, strength=strength, tow=tow) for strength, tow in means.items()]
+        if means[best] < means[0.] + self.margin: best = 0.
         if state.facts["chosen"] is None or means[best] > state.facts["chosen"]["tow"]:
             state.facts["chosen"], state.best = dict(round=round_, strength=best, tow=means[best], nothing=means[0.]), tensors
 

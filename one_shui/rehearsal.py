@@ -15,6 +15,7 @@ from torch import nn
 from .loaders import FaceSet
 from .scores import predict, task_score, tug_of_war
 from .splits import simulate_requests
+from .training import fast
 
 # %% ../nbs/22_rehearsal.ipynb #130cba47
 @dataclass(frozen=True)
@@ -78,4 +79,4 @@ class Judge:
         return pictures.subset(np.sort(np.random.default_rng([self.seed, key]).permutation(len(pictures))[:self.sample]))
 
     def _score(self, network: nn.Module, pictures: FaceSet) -> float:
-        return 100 * task_score(pictures.task, predict(network, pictures), pictures.targets)
+        return 100 * task_score(pictures.task, predict(fast(network), pictures), pictures.targets)
