@@ -22,7 +22,7 @@ def to_markdown(cells: list[dict]) -> str:
 
 def draw(file: Path) -> None:
     "Draw what each method gains on CelebA"
-    rows = pd.read_csv(ROOT / "data/results/rows.csv").query("dataset == 'celeba'")
+    rows = pd.read_csv(ROOT / "data/results/rows.csv").query("dataset == 'celeba'").assign(variant="")
     chart = gain_chart(rows).configure(background="white")
     file.parent.mkdir(exist_ok=True)
     chart.save(file)
