@@ -249,6 +249,7 @@ def main() -> None:
     pages()
     shutil.rmtree(SITE, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", PAGES, SITE], check=True)
+    shutil.rmtree(SITE.parent / "jupyter_execute", ignore_errors=True)  # myst-nb leaves it beside the site
     for name in ("index.html", "metaunlearn.html", "searchindex.js"):
         if not (SITE / name).stat().st_size: raise SystemExit(f"{SITE / name} is empty")
     print(f"site: {SITE / 'index.html'}")
