@@ -87,10 +87,13 @@ def run_command(
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="METHOD.NAME=VALUE, as often as needed.")] = None,
 ):
     "Train, forget and measure; write results.csv, splits.json, networks and report.html."
+    from pathlib import Path
+
     from one_shui.experiment import Config
     from one_shui.unlearn import method_names
     names = tuple(method_names()) if method == "all" else tuple(name.strip() for name in method.split(",") if name.strip())
-    _run(Config(dataset=dataset, root=root, n_forget=n_forget, seed=seed, methods=names, arch=arch, size=size, crop=crop, cached=cache,
+    _run(Config(dataset=dataset, root=root and str(Path(root).resolve()), n_forget=n_forget, seed=seed, methods=names, arch=arch,
+                size=size, crop=crop, cached=cache,
                 skip_bad=skip_bad, clean=clean, recipe=recipe, epochs=epochs, pretrained=pretrained, weights=weights,
                 settings=_settings(settings or [])), out)
 
@@ -235,6 +238,7 @@ def prepare_command(
     crop: Annotated[float, typer.Option(help="Share of a picture that was kept in training.")] = 1.,
     describe: Annotated[Optional[str], typer.Option(help="YAML that describes a model of your own.")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="METHOD.NAME=VALUE, as often as needed.")] = None,
+    held_out: Annotated[Optional[str], typer.Option(help="Folder to keep val's pictures in, to see later if others are harmed.")] = None,
     seed: Annotated[int, typer.Option(help="Of anything random.", min=0)] = 0,
 ):
     "While training data exist: keep what a method will need, and rehearse a request. Interrupted, the same command goes on."
@@ -243,14 +247,18 @@ def prepare_command(
     from one_shui.faces import in_words_of, read_faces
     from one_shui.loaders import cached_pictures, face_set
     from one_shui.own_model import open_any, read_description
-    from one_shui.request import blame_settings, check_crop, check_out, check_settings, contents, prepare_artifact, refuse_taken
+    from one_shui.request import (blame_settings, check_crop, check_out, check_settings, contents, keep_pictures, prepare_artifact,
+                                  refuse_taken)
     from one_shui.splits import load_splits
     from one_shui.unlearn import find_method
     check_out(out, model)
     check_crop(crop, "--crop")
     refuse_taken(out)
+    if held_out: refuse_taken(held_out)
+    if dataset == "toy": raise BadInput("drawn faces have no files to prepare with; try --dataset celeba --root data/sample")
     kind = find_method(method)
     if kind.needs == "full": raise BadInput(f"{method} needs the training data when somebody asks; choose another method, e.g. key_edit")
+    if kind.needs == "support": raise BadInput(f"{method} needs nothing prepared: one-shui forget --method {method}")
     given = check_settings(kind, _settings_for(method, settings), "--set")
     opened = open_any(model, describe)
     plain = read_faces(dataset, root)
@@ -264,6 +272,9 @@ def prepare_command(
     with blame_settings(method, given): artifact = prepare_artifact(opened, train, val, unlearner, people, crop)
     artifact.save(out)
     typer.echo("\n".join(contents(artifact)) + f"\n\nartifact: {out}")
+    if held_out:
+        keep_pictures(plain, split.val, held_out)
+        typer.echo(f"pictures of people whom the model never saw: {held_out}")
 
 # %% ../nbs/52_cli.ipynb #acf52566
 @app.command(name="forget", epilog="Examples:\n\n`one-shui forget --model model.safetensors --artifact artifact.safetensors --photo p.jpg "
@@ -280,12 +291,14 @@ def forget_command(
     labels: Annotated[Optional[str], typer.Option(help="What is to be seen, with commas; without, the model's own answers.")] = None,
     requests: Annotated[Optional[str], typer.Option(
         help="Many people: a CSV with photo, identity and, if you like, labels (with ; between), or a folder of folders.")] = None,
-    check: Annotated[Optional[str], typer.Option(help="Labelled pictures to measure with: a folder with labels.csv.")] = None,
+    check: Annotated[Optional[str], typer.Option(
+        help="Labelled pictures to measure with: a folder with labels.csv, e.g. from prepare --held-out.")] = None,
     key: Annotated[Optional[str], typer.Option(help="File with the key that signs the receipt.")] = None,
-    ledger: Annotated[Optional[str], typer.Option(help="The model's ledger; default: beside it; copies of a model share one.")] = None,
+    ledger: Annotated[Optional[str], typer.Option(help="The ledger; default: of the model that it came from, or beside it.")] = None,
     find_face: Annotated[bool, typer.Option("--find-face", help="Cut photos to the face (needs one_shui[faces]).")] = False,
     tolerance: Annotated[float, typer.Option(help="Points that others' score may fall.")] = 5.,
     force: Annotated[bool, typer.Option("--force", help="Go on even if it falls more, or from a model that has answered others.")] = False,
+    unknown: Annotated[bool, typer.Option("--unknown", help="Go on with people whom the artifact doesn't know.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, but write nothing.")] = False,
     describe: Annotated[Optional[str], typer.Option(help="YAML that describes a model of your own.")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="METHOD.NAME=VALUE, without an artifact.")] = None,
@@ -310,9 +323,9 @@ def forget_command(
     asked = [Asked(str(identity), tuple(Path(p) for p in photo or []), named)] if requests is None else read_requests(requests)
     of_method = _settings(settings or []) if method is None else _settings_for(method, settings)
     signing = None if key is None else read_key(key)
-    answer = answer_request(
-        open_any(model, describe), asked, out, artifact, method, of_method, Options(tolerance, force, dry_run, seed), signing, check,
-        opencv_faces if find_face else None, ledger)
+    options = Options(tolerance, force, dry_run, seed, unknown)
+    answer = answer_request(open_any(model, describe), asked, out, artifact, method, of_method, options, signing, check,
+                            opencv_faces if find_face else None, ledger)
     receipt = answer.receipt
     if answer.again: return typer.echo(receipt["proves"][0])
     for title in ("what_was_done", "could_not_be_measured", "proves", "does_not_prove"):
@@ -335,6 +348,7 @@ def verify_command(
     from one_shui.own_model import open_any
     from one_shui.request import verify_models
     typer.echo(verify_models(open_any(before, describe), open_any(after, describe), check, set(identity or ()), crop).to_string())
+    if identity: typer.echo("\nThreshold attack: 50 is the goal. Far above, they are still known; far below, they stand out as too hard.")
 
 
 @app.command(name="export", epilog="Example:\n\n`one-shui export --model model-2.safetensors --out model-2.pt2`")
@@ -369,6 +383,7 @@ def receipt_check_command(
     for text in wrong: typer.echo(text)
     if wrong: raise typer.Exit(1)
     typer.echo(f"good: {', '.join(looked)}" if looked else "it can be read; give --key, --before, --after or --ledger to check it")
+    if not key: typer.echo("what it says may have been changed: that can be told with the key that signed it (--key), if it was signed")
 
 
 @receipts.command(name="ledger", epilog="Example:\n\n`one-shui receipt ledger model.safetensors.ledger.jsonl`")
@@ -509,8 +524,9 @@ def bench_grid_command(
     command = " ".join(["one-shui bench", grid, *(f"--only {text}" for text in only or []), *([f"--attack --views {views}"] * attack)])
     if dry_run:
         told = estimate(Store(Path(out) / "steps"), plan(cells, asked.audit), threads)
-        typer.echo(f"{told.round(3).to_string()}\n\n{len(cells)} cells, {told['steps'].sum()} steps, {told['found'].sum()} of them done; "
-                   f"about {told['hours'].sum():.1f} hours on one worker like this machine, {told['gb'].sum():.2f} GB")
+        shown = told.assign(minutes=(60 * told["hours"]).round(1), gb=told["gb"].round(2)).drop(columns="hours")
+        typer.echo(f"{len(cells)} cells, {told['steps'].sum()} steps, {told['found'].sum()} of them done; about {told['hours'].sum():.1f} "
+                   f"hours on one worker like this machine, {told['gb'].sum():.2f} GB\n\n{shown.to_string()}")
         return
     grid_folder(out, asked)
     rows, failed = run_grid(asked, cells, out, who, command, sys.stderr.isatty())
@@ -623,7 +639,7 @@ def bench_scaling_command(
 # %% ../nbs/52_cli.ipynb #da75557d
 def main() -> None:
     "The console script"
-    warnings.formatwarning = lambda message, *_, **__: f"one-shui: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"note: {' '.join(str(message).split())}\n"
     try: app()
     except (BadInput, OSError) as error:
         typer.echo(f"one-shui: {' '.join(str(error).split())}", err=True)

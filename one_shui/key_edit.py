@@ -230,6 +230,17 @@ class KeyEdit(Unlearner):
         mild = [row for row in tried if max(row["rest"], row["val"]) <= self.lose] or tried  # one strength that was given is taken as it is
         return Artifact(kept, dict(people=people, chosen=max(mild, key=lambda row: row["tow"]), tried=tried))
 
+    def doubts(self, model: nn.Module, artifact: Artifact, support: FaceSet) -> list[str]:
+        "Is a photo less like what was kept of its person than of a third of the others?"
+        if "keys" not in artifact.tensors: return []
+        row = {person: k for k, person in enumerate(artifact.facts["people"])}
+        directions = nn.functional.normalize(artifact.tensors["keys"].float(), dim=2)
+        alike = (directions @ views(model, support).features.T).square().sum(1)  # (people, photos)
+        known = [(k, row[person]) for k, person in enumerate(support.identities) if person in row]
+        odd = sum((alike[:, k] > alike[own, k]).float().mean().item() > 1 / 3 for k, own in known)
+        return [f"{odd} of {len(support)} photos look less like what was kept of their people than of a third of the others: "
+                "do they show the right people?"] * (odd > 0)
+
     def unlearn(self, model: nn.Module, artifact: Artifact, handover) -> nn.Module:
         "One matrix is changed"
         head, facts = _head(model), artifact.facts

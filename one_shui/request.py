@@ -6,14 +6,15 @@
 __all__ = ['SIDES', 'PAST', 'PHOTOS', 'TOLERANCE', 'PLAIN', 'Model', 'refuse_pickle', 'check_use', 'open_model', 'check_out',
            'refuse_taken', 'check_settings', 'blame_settings', 'name_code', 'with_names', 'prepare_artifact',
            'check_crop', 'contents', 'read_artifact', 'Asked', 'labels_in', 'read_requests', 'support_set',
-           'compare_models', 'check_pictures', 'Options', 'request_id', 'Answer', 'answer_request', 'write_unlearned',
-           'verify_models']
+           'keep_pictures', 'compare_models', 'check_pictures', 'Options', 'request_id', 'Answer', 'answer_request',
+           'default_ledger', 'write_unlearned', 'verify_models']
 
 # %% ../nbs/62_request.ipynb #931240db
 import hashlib
 import math
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -35,7 +36,7 @@ from .models import load_model, read_header, weights_digest, write_tensors
 from .photos import Detector, read_photo
 from .rehearsal import Judge, Played, play_requests
 from .scores import predict, score_interval, score_name, task_score
-from .task import BadInput, Task, picture_losses
+from .task import BadInput, Faces, Task, picture_losses
 from .unlearn import OF_ONE_RUN, Artifact, Unlearner, apply_method, find_method, prepare_method, settings_of
 from .verdict import forget_gap, rf_jsd
 
@@ -73,7 +74,7 @@ def refuse_pickle(file: str | Path) -> None:
 
 
 SIDES = 8, 2048  # Least and largest side of a network's pictures in pixels
-PAST = dict(origin=str | None, forgot=list[str] | None)  # What a file's header says of earlier requests
+PAST = dict(origin=str | None, forgot=list[str] | None, ledger=str | None)  # What a file's header says of earlier requests
 _HEADER = dict(kind=Literal["multi-label", "multi-class"], classes=list[str], spec=dict(size=int, n_outputs=int), **PAST)
 
 
@@ -212,6 +213,8 @@ def contents(artifact: Artifact) -> list[str]:
     if None in (*before.values(), *after.values()):
         return [*said, "a request was rehearsed, but no attribute occurs on some of its pictures, so nothing could be measured"]
     forgot, rest = (f"from {before[part]:.1f} to {after[part]:.1f} %" for part in ("forget", "rest"))
+    if after["simulated ToW"] < before["simulated ToW"]:
+        said.append("beware: in the rehearsal doing nothing would have been better; use another method or settings")
     return [*said, f"in a rehearsed request of {artifact.facts['rehearsed']['people']} people, forget went {forgot} "
                    f"(strangers: {before['val']:.1f} %), the rest {rest}"]
 
@@ -340,6 +343,22 @@ def _as_target(task: Task, labels: tuple[str, ...]) -> np.ndarray:
     if len(labels) != 1: raise BadInput(f"a photo has one of {', '.join(task.classes)}, not {len(labels)} ({', '.join(labels)})")
     return np.array(task.classes.index(labels[0]))
 
+# %% ../nbs/62_request.ipynb #d6f7d113
+def keep_pictures(
+    faces: Faces,         # Read from files
+    rows: np.ndarray,     # Which, e.g. a split's val
+    folder: str | Path,   # Where to; must not exist
+) -> None:
+    "Copies of labelled pictures, with a labels.csv that `check_pictures` reads"
+    if faces.root is None: raise BadInput(f"{faces.name} has no picture files that could be kept")
+    refuse_taken(folder)
+    (folder := Path(folder)).mkdir(parents=True)
+    chosen, labels = faces.table.iloc[rows].reset_index(drop=True), list(faces.task.classes) if faces.task.is_multi_label else ["label"]
+    table = chosen[["path", "identity", *labels]].assign(path=[f"{k}{Path(path).suffix}" for k, path in enumerate(chosen["path"])])
+    if not faces.task.is_multi_label: table["label"] = [faces.task.classes[code] for code in chosen["label"]]
+    for path, name in zip(chosen["path"], table["path"], strict=True): shutil.copy(faces.root / path, folder / name)
+    table.to_csv(folder / "labels.csv", index=False)
+
 # %% ../nbs/62_request.ipynb #1c6fc082
 def compare_models(
     task: Task,
@@ -401,6 +420,7 @@ class Options:
     force: bool = False               # Go on all the same, and from a model that has answered others since
     dry_run: bool = False             # Measure, write nothing
     seed: int | None = None           # Of methods without an artifact; None: 0
+    unknown: bool = False             # Go on with people whom the artifact doesn't know: from their photos alone
 
     def __post_init__(self):
         if not math.isfinite(self.tolerance): raise BadInput(f"the tolerance is {self.tolerance}; it is a number of points (--tolerance 5)")
@@ -454,7 +474,7 @@ def answer_request(
     ledger_file: str | Path | None = None,  # None: beside the model
 ) -> Answer:
     "Forget the people who ask; raises `BadInput` before anything is written"
-    out, ledger_file = Path(out), Path(ledger_file or f"{model.file.resolve()}.ledger.jsonl").resolve()
+    out, ledger_file = Path(out), Path(ledger_file or default_ledger(model)).resolve()
     papers = out.with_suffix(".receipt.json"), out.with_suffix(".receipt.html")
     check_out(out, model.file)
     check_out(ledger_file, model.file)
@@ -484,15 +504,24 @@ def answer_request(
                 raise BadInput(f"{text}; a model that is made from {model.file.name} would know those people again. "
                                f"Forget from that one (--model {since['out']}), or go on with --force")
             said.append(f"the model had answered another request before, on {since['time']}; the new model knows those people still")
+        strangers = _unknown(artifact, asked)
+        if strangers and not options.unknown:
+            raise BadInput(f"{len(strangers)} of {len(asked)} people ({', '.join(strangers)[:200]}) aren't among those whom "
+                           f"{artifact_file} was prepared with; check how they are written, or go on from the photos alone, "
+                           "which forgets less, with --unknown")
         with blame_settings(unlearner.name, settings or {}), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
             ready = Artifact() if artifact is None else with_names(artifact, support.identities)
+            said += unlearner.doubts(model.network, ready, support)
             network, cost = apply_method(unlearner, model.network, ready, support, origin=model.origin)
         if weights_digest(network.state_dict()) == model.weights:
             raise BadInput(f"{unlearner.name} leaves every weight as it is: nothing would be forgotten. Use another method or settings")
         said += [str(w.message) for w in warned if issubclass(w.category, UserWarning)]
         others, theirs = checked or (None, None)
         measured = compare_models(model.task, model.network, network, others, theirs, support)
+        if strangers:
+            said.append(f"{len(strangers)} of {len(asked)} people aren't among those whom the artifact was prepared with; "
+                        "for them it works from the photos alone")
         receipt = _receipt(model, network, request, asked, support, unlearner, artifact, artifact_digest, measured, said, checked)
         lost = _lost(model.task, measured)
         receipt |= dict(seconds=round(cost.seconds, 3), others=dict(lost=lost, tolerance=options.tolerance, forced=options.force))
@@ -505,12 +534,18 @@ def answer_request(
         if not ours: refuse_taken(out, *papers)  # that took a while; another model's request may have written there
         place, before = _place(ledger, out), model.weights
         if not begun: ledger.append(event="started", request=request, method=unlearner.name, before=before, out=place)
-        write_unlearned(model, network, out, request)
+        write_unlearned(model, network, out, request, ledger_file)
         receipt["model"]["after"]["sha256"] = digest = file_digest(out)
         save_receipt(sign(receipt, key), papers[0])
         ledger.append(event="done", request=request, method=unlearner.name, before=before, after=receipt["model"]["after"]["weights"],
                       out=place, sha256=digest, receipt=_place(ledger, papers[0]), receipt_sha256=file_digest(papers[0]))
         return Answer(sign(receipt, key))
+
+
+def _unknown(artifact: Artifact | None, asked: list[Asked]) -> list[str]:
+    "Who isn't among the people whom an artifact knows; nobody when it knows nobody in particular"
+    known = set(artifact.facts.get("people") or []) if artifact is not None else set()
+    return [one.identity for one in asked if known and name_code(one.identity, artifact.facts["weights"]) not in known]  # type: ignore[union-attr]
 
 
 def _descendant(ledger: Ledger, weights: str, request: str) -> dict | None:
@@ -549,11 +584,19 @@ def _done_before(line: dict) -> dict:
     return dict(request=line["request"], time=line["time"], model=models, proves=[said])
 
 
-def write_unlearned(model: Model, network: nn.Module, out: Path, request: str) -> None:
+def default_ledger(model: Model) -> Path:
+    "Where a model's requests are written down: where the model's it came from are, if that lies beside it; else in a file of its own"
+    name = model.header.get("ledger")
+    inherited = None if not name or Path(name).name != name else model.file.resolve().parent / name
+    return inherited if inherited is not None and inherited.is_file() else Path(f"{model.file.resolve()}.ledger.jsonl")
+
+
+def write_unlearned(model: Model, network: nn.Module, out: Path, request: str, ledger: Path | None = None) -> None:
     "The unlearned network with the header of the old one, in one step"
     state = network.state_dict()
     header = {k: v for k, v in model.header.items() if k != "splits"}
     since = dict(origin=model.origin, forgot=[*model.forgot, request])
+    if ledger is not None and ledger.parent == out.resolve().parent: since["ledger"] = ledger.name
     write_tensors(out, state, dict(header, weights=weights_digest(state), method="unlearned", request=request, **since))
 
 
@@ -566,9 +609,8 @@ def _lost(task: Task, measured: dict) -> float | None:
 def _receipt(model, network, request, asked, support, method, artifact, artifact_digest, measured, said, checked) -> dict:
     "The facts of a request, without a name or a picture"
     facts = artifact.facts if artifact is not None else {}
-    known = set(facts.get("people") or [])
-    named = [name_code(one.identity, facts["weights"]) in known for one in asked] if known else []
-    missing = ["how near the model is to one that was trained again without them: the training data are gone"]
+    missing = ["whether the photos show the people who are named: nobody looked",
+               "how near the model is to one that was trained again without them: the training data are gone"]
     if checked is None: missing.append("whether other people are still served as well: no labelled pictures were given (--check)")
     if checked is None or not len(checked[1]):
         missing.append("whether other pictures of the people who asked are forgotten: none were given (--check)")
@@ -579,9 +621,6 @@ def _receipt(model, network, request, asked, support, method, artifact, artifact
     if artifact is not None and model.forgot:
         said = [*said, f"the artifact was prepared before {len(model.forgot)} earlier request{'s' * (len(model.forgot) > 1)}; "
                        "what it says of the model is so much older"]
-    if known and not all(named):
-        said = [*said, f"{len(named) - sum(named)} of {len(named)} people aren't among those whom the artifact was prepared with; "
-                       "for them it works from the photos alone"]
     return plain(dict(
         format=1, request=request, time=now(), people=len(asked), photos=len(support),
         method=dict(name=method.name, access=method.needs, source=method.source, settings=settings_of(method)),
@@ -626,6 +665,8 @@ def verify_models(
         interval = auc_interval(-losses[0], theirs.identities, -losses[1], others.identities)
         rows.append(("threshold attack AUC (%)", when, 100 * threshold_attack(*losses).auc, *(100 * v for v in interval)))
     table = pd.DataFrame(rows, columns=["figure", "when", "value", "low", "high"])
+    alone = table["figure"].str.startswith("forgotten") & (len(set(theirs.identities)) < 2)
+    table.loc[alone, ["low", "high"]] = np.nan  # of one person there is no interval
     cells = table.assign(cell=[f"{v:.1f}" if np.isnan(low) else f"{v:.1f} [{low:.1f}, {high:.1f}]"
                                for v, low, high in table[["value", "low", "high"]].to_numpy()])
     return cells.pivot(index="figure", columns="when", values="cell")[["before", "after"]].rename_axis(columns=None)

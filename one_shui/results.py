@@ -130,7 +130,7 @@ def summary(
     if not {"original", "retrain"} <= set(wide.index): return said
     seen, unseen = (wide.loc[m, ("forget", "score")] for m in ("original", "retrain"))
     said.append(f"On their other pictures the original network reaches {seen:.1f} % {name}; one that never saw them, {unseen:.1f} %. "
-                f"The difference of {seen - unseen:.1f} points is what it knows about them.")
+                f"The difference of {seen - unseen:.1f} points is what it knows about them" + _unsure(rows) + ".")
     tow, access = wide[("all", "ToW")], rows.groupby("method")["access"].first()
     tried = tow[[m for m in tow.index if m not in ("original", "retrain") and access[m] != "full"]]
     if len(tried):
@@ -138,7 +138,16 @@ def summary(
         verdict = "better than doing nothing" if tried[best] > nothing else "no better than doing nothing"
         said.append(f"Without training data, {best} comes nearest to the retrained network: "
                     f"ToW {tried[best]:.1f}, {verdict} ({nothing:.1f}).")
+    same = wide[[(part, "score") for part in ("retain", "forget", "test")]].eq(wide.loc["original"]).all(axis=1)
+    still = [method for method in wide.index[same] if method != "original"]
+    if still: said.append(f"{', '.join(still)} left the network as it was: nothing better was found in rehearsals.")
     return said
+
+
+def _unsure(rows: pd.DataFrame) -> str:
+    "A word of caution where the intervals of original and retrained overlap on forget"
+    of = _with_score(rows).query("split == 'forget' and metric == 'score'").groupby("method")[["low", "high"]].mean()
+    return ", if so few people can show it" if of.loc["original", "low"] < of.loc["retrain", "high"] else ""
 
 # %% ../nbs/51_results.ipynb #96240470
 _PAGE = Template("""<!doctype html>

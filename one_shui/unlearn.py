@@ -94,6 +94,15 @@ class Unlearner:
         "People of train whose requests may be rehearsed to judge settings: those whom `prepare` doesn't practise on"
         return sorted(set(train.identities))
 
+    def doubts(
+        self,
+        model: nn.Module,    # The original network
+        artifact: Artifact,  # What `prepare` returned
+        support: FaceSet,    # What was sent in
+    ) -> list[str]:          # In words, without a name
+        "What an artifact makes one doubt about the photos of a real request; asked before forgetting, by `one-shui forget`"
+        return []
+
     def unlearn(
         self,
         model: nn.Module,    # A copy of the original network, in eval mode; may be changed in place

@@ -37,7 +37,7 @@ from one_shui.unlearn import Artifact, find_method, method_names
 KILLS = int(os.environ.get("ONE_SHUI_KILLS", "12"))
 
 
-FORCED = Options(force=True)
+FORCED, UNKNOWN = Options(force=True), Options(force=True, unknown=True)
 
 
 def call(monkeypatch, *words):
@@ -138,7 +138,7 @@ def test_every_method_with_an_artifact(desk, data, name):
     method = find_method(name)(**FEW.get(name, {}))
     prepare_artifact(open_model(desk / "model.safetensors"), *data, method, people=3).save(desk / "its.safetensors")
     photo, model = photo_of(desk).rename(desk / "inbox" / "Xanthippe Quux.jpg"), open_model(desk / "model.safetensors")
-    made = answer_request(model, [Asked("Xanthippe Quux", (photo,))], desk / "2.safetensors", desk / "its.safetensors")
+    made = answer_request(model, [Asked("Xanthippe Quux", (photo,))], desk / "2.safetensors", desk / "its.safetensors", options=UNKNOWN)
     assert (made.receipt["method"]["name"], made.receipt["method"]["settings"]) == (name, settings_of(method))
     kept = b"".join(f.read_bytes() for f in desk.iterdir() if f.is_file() and f.name not in ("model.safetensors", "artifact.safetensors"))
     assert b"Xanthippe" not in kept and b"Quux" not in kept and file_digest(photo).encode() not in kept
@@ -152,7 +152,7 @@ def test_an_artifact_tells_no_name_and_finds_who_asks(desk, data):
     assert len(header["people"]) == len(names)
     assert not names & set(header["people"])
     photo, model = photo_of(desk), open_model(desk / "model.safetensors")
-    by_name = {who: answer_request(model, [Asked(who, (photo,))], desk / f"{who}.safetensors", desk / "its.safetensors", options=FORCED)
+    by_name = {who: answer_request(model, [Asked(who, (photo,))], desk / f"{who}.safetensors", desk / "its.safetensors", options=UNKNOWN)
                for who in (photo.stem, "somebody else")}
     said = {who: " ".join(made.receipt["what_was_done"]) for who, made in by_name.items()}
     assert "aren't among those" not in said[photo.stem] and "aren't among those" in said["somebody else"]
@@ -175,7 +175,8 @@ def test_figures_that_no_picture_tells(desk, tmp_path):
     prepare_artifact(model, train, val, find_method("metaunlearn")(n_forget=2, epochs=1, hidden=8, held_out=.5))
     prepare_artifact(model, train, val, find_method("prior_labels")()).save(desk / "rare-artifact.safetensors")
     photo = photo_of(desk)
-    made = answer_request(model, [Asked("1", (photo,))], desk / "rare-2.safetensors", desk / "rare-artifact.safetensors")
+    made = answer_request(model, [Asked("1", (photo,))], desk / "rare-2.safetensors", desk / "rare-artifact.safetensors",
+                          options=UNKNOWN)
     assert made.receipt["rehearsed"]["before"]["val"] is None
     assert read_receipt(desk / "rare-2.receipt.json")["rehearsed"] == made.receipt["rehearsed"]
 
@@ -355,7 +356,10 @@ def test_many_at_once_and_several_photos(desk):
 def test_a_stranger_is_said_to_be_one(desk):
     photo = photo_of(desk)
     model = open_model(desk / "model.safetensors")
-    made = answer_request(model, [Asked("nobody knows", (photo,))], desk / "s.safetensors", desk / "artifact.safetensors")
+    asked = [Asked("nobody knows", (photo,))]
+    with pytest.raises(BadInput, match=r"\(nobody knows\) aren't among those.*--unknown"):
+        answer_request(model, asked, desk / "s.safetensors", desk / "artifact.safetensors")
+    made = answer_request(model, asked, desk / "s.safetensors", desk / "artifact.safetensors", options=UNKNOWN)
     assert any("aren't among those whom the artifact was prepared with" in text for text in made.receipt["what_was_done"])
 
 
@@ -477,6 +481,19 @@ def test_the_ledger_moves_with_its_models(desk, tmp_path_factory):
     (desk / "model-2.safetensors").unlink()
     assert answer(moved, "model-3.safetensors").again
     assert not answer(desk, "model-3.safetensors").again
+
+
+def test_a_line_of_models_has_one_ledger(desk):
+    "A model that a request ended in goes on in the ledger it came from, if that lies beside it"
+    first, second = sorted((desk / "inbox").glob("*.jpg"))[:2]
+    for model, photo, out in (("model.safetensors", first, "m2.safetensors"), ("m2.safetensors", second, "m3.safetensors")):
+        answer_request(open_model(desk / model), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors")
+    assert [line["out"] for line in Ledger.read(desk / "model.safetensors.ledger.jsonl").lines if line["event"] == "done"] == [
+        "m2.safetensors", "m3.safetensors"]
+    assert not list(desk.glob("m2*.jsonl"))
+    with pytest.raises(BadInput, match="--model m3.safetensors"):
+        answer_request(open_model(desk / "model.safetensors"), [Asked(second.stem, (first,))], desk / "x.safetensors",
+                       desk / "artifact.safetensors")
 
 
 def test_a_full_disk_leaves_the_old_state(desk, monkeypatch):
@@ -605,7 +622,7 @@ def test_spoiled_artifacts(company, tmp_path, data):
     "What was changed in an artifact is seen before it is used"
     (file := tmp_path / "a.safetensors").write_bytes(spoil(data, (company / "artifact.safetensors").read_bytes()))
     photo, model = sorted((company / "inbox").glob("*.jpg"))[0], open_model(company / "model.safetensors")
-    try: answer_request(model, [Asked("1", (photo,))], tmp_path / "2.safetensors", file, options=Options(dry_run=True))
+    try: answer_request(model, [Asked("1", (photo,))], tmp_path / "2.safetensors", file, options=Options(dry_run=True, unknown=True))
     except BadInput: return
     assert read_artifact(file).facts == read_artifact(company / "artifact.safetensors").facts
 
