@@ -109,7 +109,9 @@ def _keep_present(
 
 def _refuse_outside(place: Path, root: Path) -> None:
     "Raise `BadInput` when a path really lies outside a folder"
-    if not place.resolve().is_relative_to(root.resolve()):
+    try: inside = place.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError) as error: raise BadInput(f"{str(place)!r} is no path: {error}") from error
+    if not inside:
         raise BadInput(f"{place} leads out of {root}, to {place.resolve()}; copy it there, or give the folder that holds everything")
 
 # %% ../nbs/02_faces.ipynb #007e682c

@@ -553,6 +553,7 @@ def test_a_header_names_no_code(tmp_path):
 
 @pytest.mark.parametrize("reader, text", [
     (read_requests, "photo,identity,ls\na.jpe,1,,SnSng\n"), (read_requests, "photo,identity\n\0.jpg,1\n"),
+    (lambda file: read_faces("own", file), "path,identity,ling\n\0a/p,j1g,1\njpg,1,1\n"),
     (lambda file: read_faces("own", file), "path,idnyetit,Smilingid"), (lambda file: read_faces("own", file), "path,identity,Smiling\n")])
 def test_what_the_fuzzers_found(tmp_path, reader, text):
     "Each of these once ended in something else than one line"
