@@ -171,7 +171,8 @@ $body
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const draw = () => document.querySelectorAll("script[data-chart]").forEach(spec => vegaEmbed(
   "#" + spec.dataset.chart, JSON.parse(spec.textContent),
-  { actions: false, renderer: "svg", theme: dark.matches ? "dark" : undefined, config: { background: "transparent", text: { color: dark.matches ? "#ddd" : "#222" } } }));
+  { actions: false, renderer: "svg", theme: dark.matches ? "dark" : undefined,
+    config: { background: "transparent", text: { color: dark.matches ? "#ddd" : "#222" } } }));
 dark.addEventListener("change", draw); draw();
 </script></body></html>
 """)

@@ -48,7 +48,8 @@ CHARTS = '''
   const dark = () => theme() === "dark" || theme() !== "light" && matchMedia("(prefers-color-scheme: dark)").matches;
   const draw = () => document.querySelectorAll("script[data-chart]").forEach(s => vegaEmbed(
     "#" + s.dataset.chart, JSON.parse(s.textContent),
-    { actions: false, renderer: "svg", theme: dark() ? "dark" : undefined, config: { background: "transparent", text: { color: dark() ? "#ddd" : "#222" } } }));
+    { actions: false, renderer: "svg", theme: dark() ? "dark" : undefined,
+      config: { background: "transparent", text: { color: dark() ? "#ddd" : "#222" } } }));
   const vega = document.currentScript.src.replace(/charts\\.js.*/, "vega.js");
   addEventListener("DOMContentLoaded", () => {
     if (document.querySelector("script[data-chart]")) {  // a megabyte, only for pages that have a chart
