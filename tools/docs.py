@@ -147,9 +147,19 @@ def timings() -> dict[str, float]:
     return json.loads((KEPT / "seconds.json").read_text()) if (KEPT / "seconds.json").exists() else {}
 
 
+def split_title(file: Path) -> None:
+    "Give a notebook's title and subtitle a cell of their own: nbdev makes them the page's head, and would drop what follows in that cell"
+    notebook = json.loads(file.read_text(encoding="utf-8"))
+    first = next((k for k, cell in enumerate(notebook["cells"]) if cell["cell_type"] == "markdown"), None)
+    if first is None or not (found := re.fullmatch(r"(# .*\n+(?:>.*\n?)+)\s*(\S.*)", "".join(notebook["cells"][first]["source"]), re.S)): return
+    notebook["cells"][first:first + 1] = [dict(notebook["cells"][first], source=text, id=f"head-{k}") for k, text in enumerate(found.groups())]
+    file.write_text(json.dumps(notebook), encoding="utf-8")
+
+
 def process() -> None:
     "nbdev's own processing: documentation of exported symbols, hidden cells, links"
     from nbdev.serve import proc_nbs
+    for file in BUILD.rglob("*.ipynb"): split_title(file)
     proc_nbs(path=str(BUILD), force=True, n_workers=0)
 
 

@@ -169,6 +169,15 @@ def test_the_first_page_is_light(page, address):
     assert not any("vega" in url for url in loaded)
 
 
+@pytest.mark.parametrize("name", sorted(p.stem for p in (SITE.parent / "nbs/tutorials").glob("*.ipynb")))
+def test_a_tutorial_says_what_it_is_for(name):
+    assert "After this page" in (SITE / f"{name}.html").read_text(encoding="utf-8")
+
+
+def test_the_first_page_says_what_this_is():
+    assert "The training pictures are gone." in (SITE / "index.html").read_text(encoding="utf-8")
+
+
 def test_a_card_for_those_who_link_here():
     text = (SITE / "index.html").read_text(encoding="utf-8")
     assert 'property="og:title"' in text and 'property="og:image"' in text
