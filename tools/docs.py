@@ -150,9 +150,12 @@ def timings() -> dict[str, float]:
 def split_title(file: Path) -> None:
     "Give a notebook's title and subtitle a cell of their own: nbdev makes them the page's head, and would drop what follows in that cell"
     notebook = json.loads(file.read_text(encoding="utf-8"))
-    first = next((k for k, cell in enumerate(notebook["cells"]) if cell["cell_type"] == "markdown"), None)
-    if first is None or not (found := re.fullmatch(r"(# .*\n+(?:>.*\n?)+)\s*(\S.*)", "".join(notebook["cells"][first]["source"]), re.S)): return
-    notebook["cells"][first:first + 1] = [dict(notebook["cells"][first], source=text, id=f"head-{k}") for k, text in enumerate(found.groups())]
+    cells = notebook["cells"]
+    first = next((k for k, cell in enumerate(cells) if cell["cell_type"] == "markdown"), None)
+    if first is None: return
+    found = re.fullmatch(r"(# .*\n+(?:>.*\n?)+)\s*(\S.*)", "".join(cells[first]["source"]), re.S)
+    if found is None: return
+    cells[first:first + 1] = [dict(cells[first], source=text, id=f"head-{k}") for k, text in enumerate(found.groups())]
     file.write_text(json.dumps(notebook), encoding="utf-8")
 
 
