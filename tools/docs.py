@@ -153,7 +153,7 @@ def split_title(file: Path) -> None:
     cells = notebook["cells"]
     first = next((k for k, cell in enumerate(cells) if cell["cell_type"] == "markdown"), None)
     if first is None: return
-    found = re.fullmatch(r"(# .*\n+(?:>.*\n?)+)\s*(\S.*)", "".join(cells[first]["source"]), re.S)
+    found = re.fullmatch(r"(# [^\n]*\n+(?:>[^\n]*\n?)+)\s*(\S.*)", "".join(cells[first]["source"]), re.S)
     if found is None: return
     cells[first:first + 1] = [dict(cells[first], source=text, id=f"head-{k}") for k, text in enumerate(found.groups())]
     file.write_text(json.dumps(notebook), encoding="utf-8")
