@@ -138,7 +138,8 @@ def summary(
         verdict = "better than doing nothing" if tried[best] > nothing else "no better than doing nothing"
         said.append(f"Without training data, {best} comes nearest to the retrained network: "
                     f"ToW {tried[best]:.1f}, {verdict} ({nothing:.1f}).")
-    same = wide[[(part, "score") for part in ("retain", "forget", "test")]].eq(wide.loc["original"]).all(axis=1)
+    scores = wide[[(part, "score") for part in ("retain", "forget", "test")]]
+    same = scores.eq(scores.loc["original"]).all(axis=1)
     still = [method for method in wide.index[same] if method != "original"]
     if still: said.append(f"{', '.join(still)} left the network as it was: nothing better was found in rehearsals.")
     return said
