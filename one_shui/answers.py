@@ -44,7 +44,7 @@ class Part:
         "mAP or accuracy in percent"
         return 100 * task_score(self.task, self.logits, self.targets)
 
-
+# %% ../nbs/26_answers.ipynb #43f6a0cb
 @dataclass(frozen=True)
 class Answers:
     "A network's logits on the sets of a run"

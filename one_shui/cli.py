@@ -479,7 +479,7 @@ bench = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", cls=GridO
                     "or a YAML file; see `one-shui bench grid --help`). The commands below measure the package, and print one JSON object.")
 app.add_typer(bench, name="bench")
 
-
+# %% ../nbs/52_cli.ipynb #52ac8288
 def _pairs(given: list[str], option: str) -> dict[str, list[str]]:
     "`name=value,value` strings as values by name"
     pairs = [text.partition("=") for text in given]
@@ -487,7 +487,7 @@ def _pairs(given: list[str], option: str) -> dict[str, list[str]]:
         if not (name and equals and values): raise BadInput(f"can't read {option} {name}{equals}{values}; write {option} NAME=VALUE,VALUE")
     return {name: values.split(",") for name, _, values in pairs}
 
-
+# %% ../nbs/52_cli.ipynb #0ce8cc36
 @bench.command(name="grid", epilog="Examples:\n\n`one-shui bench toy --out grids/toy`\n\n"
                "`one-shui bench celeba-subset --root DATA --out grids/celeba --dry-run`\n\n"
                "`one-shui bench toy --out grids/toy --only seed=0 --only method=ssd,metaunlearn`\n\n"
@@ -536,7 +536,7 @@ def bench_grid_command(
         typer.echo(f"\n{len(failed)} steps failed:\n{failed.to_string(index=False)}", err=True)
         raise typer.Exit(1)
 
-
+# %% ../nbs/52_cli.ipynb #d54ef197
 @app.command(name="results", epilog="Examples:\n\n`one-shui results grids/toy`\n\n"
              "`one-shui results grids/toy --where method=key_edit,metaunlearn --across n_forget --metric 'ToW gained' --form latex`\n\n"
              "`one-shui results grids/toy --against metaunlearn`")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'SETS', 'TOLERANCE', 'Say', 'Config', 'make_method', 'settings_from', 'check_config', 'open_folder',
            'keep_config', 'Pictures', 'decode_pictures', 'faces_of', 'load_pictures', 'ask', 'add_tow',
-           'original_network', 'ready_method', 'prepare_once', 'apply_and_keep', 'forget', 'stored_answers', 'rescore',
-           'method_rows', 'run', 'load_run', 'load_network', 'try_methods']
+           'original_network', 'ready_method', 'prepare_once', 'apply_and_keep', 'method_rows', 'stored_answers',
+           'forget', 'rescore', 'run', 'load_run', 'load_network', 'try_methods']
 
 # %% ../nbs/50_experiment.ipynb #53019225
 import json
@@ -308,7 +308,7 @@ def ready_method(
     if hasattr(method, "checkpoint"): method.checkpoint = folder / f"{name}.partial"
     return method
 
-
+# %% ../nbs/50_experiment.ipynb #eb2397e6
 def prepare_once(
     method: Unlearner,     # Which
     file: Path,            # Its artifact
@@ -326,7 +326,7 @@ def prepare_once(
     prepared.artifact.save(file)
     return prepared
 
-
+# %% ../nbs/50_experiment.ipynb #0e399d8c
 def apply_and_keep(
     folder: Path,          # Where network and answers go
     name: str,             # Of the method
@@ -342,6 +342,39 @@ def apply_and_keep(
     if name != "original": save_model(network, spec, folder / f"{name}.safetensors", **facts)
     (answers := ask(network, pictures)).save(folder / f"{name}-answers.parquet")
     return answers, cost
+
+# %% ../nbs/50_experiment.ipynb #152105cb
+def method_rows(
+    config: Config,           # The run
+    name: str,                # Of the method
+    method: Unlearner,        # It
+    described: pd.DataFrame,  # As from `describe`
+    prepared: Prepared,       # Its artifact
+    cost: Cost,               # Of the request
+    settings: str,            # Where its settings come from
+) -> pd.DataFrame:
+    "What was measured and what it cost, as rows"
+    found = [("all", "peak MB", cost.peak_mb), ("all", "pictures read", float(cost.pictures_read))]
+    if method.needs == "statistics":
+        size = sum(t.numel() * t.element_size() for t in prepared.artifact.tensors.values()) / 1e6
+        found += [("all", "artifact MB", size), ("all", "prepare seconds", prepared.cost.seconds),
+                  ("all", "prepare peak MB", prepared.cost.peak_mb), ("all", "prepare pictures read", float(prepared.cost.pictures_read))]
+    head = dict(dataset=config.dataset, arch=config.arch, n_forget=config.n_forget, seed=config.seed, method=name, access=method.needs)
+    tail = dict(seconds=cost.seconds, settings=settings)
+    costs = pd.DataFrame(found, columns=["split", "metric", "value"]).assign(low=float("nan"), high=float("nan"))
+    return pd.concat([described, costs], ignore_index=True).assign(**head, **tail)[COLUMNS]
+
+# %% ../nbs/50_experiment.ipynb #d4cdb260
+def stored_answers(
+    folder: Path,        # Of a run
+    name: str,           # Of a method
+    network: nn.Module,  # Its network, asked when nothing is stored
+    pictures: Pictures,  # The run's sets
+) -> Answers:
+    "A network's answers: from its file, or asked for and saved there"
+    file = folder / f"{name}-answers.parquet"
+    if not file.exists(): ask(network, pictures).save(file)
+    return Answers.load(file)
 
 
 def forget(
@@ -365,19 +398,7 @@ def forget(
     found = describe(answers, before, seed=config.score_seed)
     return method_rows(config, name, method, found, prepared, cost, settings_from(config, name))
 
-
-def stored_answers(
-    folder: Path,        # Of a run
-    name: str,           # Of a method
-    network: nn.Module,  # Its network, asked when nothing is stored
-    pictures: Pictures,  # The run's sets
-) -> Answers:
-    "A network's answers: from its file, or asked for and saved there"
-    file = folder / f"{name}-answers.parquet"
-    if not file.exists(): ask(network, pictures).save(file)
-    return Answers.load(file)
-
-
+# %% ../nbs/50_experiment.ipynb #45c1fe94
 def rescore(
     folder: str | Path,  # Of a run
 ) -> pd.DataFrame:       # Rows as in `results.csv`, which is written anew
@@ -395,27 +416,6 @@ def rescore(
     rows = add_tow(rows, _tow_intervals(config, folder, rows, "original"), before.part("val").score)
     write_text(folder / "results.csv", rows.to_csv(index=False))
     return rows
-
-
-def method_rows(
-    config: Config,           # The run
-    name: str,                # Of the method
-    method: Unlearner,        # It
-    described: pd.DataFrame,  # As from `describe`
-    prepared: Prepared,       # Its artifact
-    cost: Cost,               # Of the request
-    settings: str,            # Where its settings come from
-) -> pd.DataFrame:
-    "What was measured and what it cost, as rows"
-    found = [("all", "peak MB", cost.peak_mb), ("all", "pictures read", float(cost.pictures_read))]
-    if method.needs == "statistics":
-        size = sum(t.numel() * t.element_size() for t in prepared.artifact.tensors.values()) / 1e6
-        found += [("all", "artifact MB", size), ("all", "prepare seconds", prepared.cost.seconds),
-                  ("all", "prepare peak MB", prepared.cost.peak_mb), ("all", "prepare pictures read", float(prepared.cost.pictures_read))]
-    head = dict(dataset=config.dataset, arch=config.arch, n_forget=config.n_forget, seed=config.seed, method=name, access=method.needs)
-    tail = dict(seconds=cost.seconds, settings=settings)
-    costs = pd.DataFrame(found, columns=["split", "metric", "value"]).assign(low=float("nan"), high=float("nan"))
-    return pd.concat([described, costs], ignore_index=True).assign(**head, **tail)[COLUMNS]
 
 # %% ../nbs/50_experiment.ipynb #6ef9f421
 def run(

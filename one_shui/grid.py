@@ -193,7 +193,7 @@ def _picture_facts(key: str) -> tuple[str, str]:
     faces = dataset_of(Config(**json.loads(key)))
     return fingerprint(faces), "" if faces.pictures is not None else _content(faces)
 
-
+# %% ../nbs/71_grid.ipynb #be92a35a
 def _data_inputs(config: Config) -> dict:
     "What pictures and sets depend on"
     table, files = _picture_facts(_key(config))
@@ -206,7 +206,7 @@ def _training_inputs(config: Config) -> dict:
     return dict(data=_data_inputs(config), arch=config.arch, arch_options=config.arch_options, recipe=asdict(config.to_recipe()),
                 train_seed=config.of_training, pretrained=config.pretrained, weights=config.weights and file_digest(config.weights))
 
-
+# %% ../nbs/71_grid.ipynb #03377af3
 @dataclass(frozen=True)
 class Job:
     "A step of a grid, with what is needed to compute it"
@@ -227,7 +227,7 @@ def code_of(
     special = find_method(method).__module__ if kind in ("prepare", "unlearn") else "one_shui.audit"
     return code_version("one_shui.experiment", *([] if kind in ("pretrain", "score") else [special]))
 
-
+# %% ../nbs/71_grid.ipynb #f1fab2ec
 def pretrain_job(config: Config) -> Job:
     "Training the original network"
     return Job(Step("pretrain", _plain(_training_inputs(config)), code_of("pretrain")), config)
@@ -250,7 +250,7 @@ def score_job(config: Config, method: str) -> Job:
     inputs = dict(answers=needs[0].step.address, beside=[job.step.address for job in lines], seed=config.score_seed)
     return Job(Step("score", inputs, code_of("score")), config, method, needs)
 
-
+# %% ../nbs/71_grid.ipynb #c56cf710
 def reference_job(config: Config, seed: int) -> Job:
     "Training two networks that never saw those who ask"
     return Job(Step("reference", _plain(dict(_training_inputs(config), halves=seed)), code_of("reference")), config)
@@ -264,7 +264,7 @@ def attack_job(config: Config, method: str, audit: Audit) -> Job:
                   audit=_plain(asdict(audit)))
     return Job(Step("attack", inputs, code_of("attack")), config, method, (unlearned, trained, beside))
 
-
+# %% ../nbs/71_grid.ipynb #6843e900
 def plan(
     cells: Iterable[Cell],
     audit: Audit | None = None,  # How to attack every network as well
@@ -299,7 +299,7 @@ def _network(store: Store, job: Job, pictures: Pictures) -> tuple[torch.nn.Modul
     "The original network of a place"
     return original_network(job.config, store.folder(job.step), pictures, say=lambda _: None)
 
-
+# %% ../nbs/71_grid.ipynb #453aa9b1
 def _do_pretrain(store: Store, job: Job, work: Path) -> None:
     original_network(job.config, work, pictures_of(job.config), say=lambda _: None)
 
@@ -321,7 +321,7 @@ def _do_unlearn(store: Store, job: Job, work: Path) -> None:
     told = dict(asdict(cost), artifact_mb=size / 1e6, **{f"prepare_{name}": value for name, value in asdict(prepared.cost).items()})
     write_text(work / "cost.json", json.dumps(told) + "\n")
 
-
+# %% ../nbs/71_grid.ipynb #069b0d36
 def _do_score(store: Store, job: Job, work: Path) -> None:
     config, method = job.config, job.method
     made = make_method(config, method)
@@ -338,7 +338,7 @@ def _do_score(store: Store, job: Job, work: Path) -> None:
     rows = rows[rows["method"] == method].assign(**told).reset_index(drop=True)
     write_file(work / "rows.parquet", rows.to_parquet)
 
-
+# %% ../nbs/71_grid.ipynb #ba3634fa
 def _do_reference(store: Store, job: Job, work: Path) -> None:
     references(work, job.config, pictures_of(job.config), job.step.inputs["halves"])
 
@@ -363,7 +363,7 @@ def _do_attack(store: Store, job: Job, work: Path) -> None:
     attacker.config = job.config  # its method may have settings of its own
     write_file(work / "rows.parquet", attacker(job.method, network.eval(), work).to_parquet)
 
-
+# %% ../nbs/71_grid.ipynb #c724b200
 _DO = dict(pretrain=_do_pretrain, prepare=_do_prepare, unlearn=_do_unlearn, score=_do_score, reference=_do_reference, attack=_do_attack)
 
 

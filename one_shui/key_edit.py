@@ -179,6 +179,56 @@ def noised(
     short = kept.float() * (cut / lengths.clamp(min=1e-12)).clamp(max=1)[:, None, None]
     return (short + noise * cut * torch.randn(kept.shape, generator=generator)).half()
 
+# %% ../nbs/42_key_edit.ipynb #aff59450
+def _kept(method: "KeyEdit", seen: Seen, gap: Tensor) -> dict[str, Tensor]:
+    "The artifact's tensors"
+    kept = dict(covariance=seen.covariance, prior=seen.prior, gap=gap)
+    if not method.spares: kept["covariance"] = torch.eye(len(seen.covariance)) * seen.covariance.trace() / len(seen.covariance)
+    if not method.weighs: kept["gap"] = torch.full_like(gap, gap.mean().item())
+    if method.keeps == "keys":
+        kept |= dict(keys=seen.keys, gaps=((seen.along[..., :-1] - seen.along[..., -1:] * seen.prior) * kept["gap"]).half())
+    elif method.keeps == "gaps": kept["gaps"] = ((seen.shares - seen.prior) * kept["gap"]).half()[:, None]
+    generator = torch.Generator().manual_seed(method.seed)
+    for name in ("keys", "gaps"):
+        if method.noise and name in kept: kept[name] = noised(kept[name], method.noise, generator)
+    return kept
+
+# %% ../nbs/42_key_edit.ipynb #b1d566c0
+def _asked(kept: dict[str, Tensor], people: list[str], seen: Views, identities: np.ndarray) -> tuple[Tensor, Tensor]:
+    "Keys and gaps of those who ask: what was kept of them, or else what their portraits say"
+    row, keys, gaps = {person: k for k, person in enumerate(people)}, [], []
+    for person in dict.fromkeys(identities):
+        gap = kept["gaps"][row[person]].float() if person in row else None
+        if gap is not None and "keys" in kept: key = kept["keys"][row[person]].float()
+        else:
+            theirs = torch.from_numpy(np.flatnonzero(identities == person))
+            share = len(theirs) ** .5  # several photos of one person count as one
+            key = seen.features[theirs] / share
+            gap = ((seen.truth[theirs] - kept["prior"]) * kept["gap"] if gap is None else gap.expand(len(theirs), -1)) / share
+        keys.append(key)
+        gaps.append(gap)
+    return torch.cat(keys), torch.cat(gaps)
+
+# %% ../nbs/42_key_edit.ipynb #460062a4
+def _head(model: nn.Module) -> nn.Linear:
+    "The last layer; raises `BadInput` when it isn't linear"
+    head = model.get_submodule(classifier_name(model))
+    if not isinstance(head, nn.Linear): raise BadInput(f"key_edit needs a linear last layer, this network's is {type(head).__name__}")
+    return head
+
+
+def _strengths(method: "KeyEdit") -> list[Strength]:
+    if method.strength is not None: return [Strength(*method.strength)]
+    return [Strength(*s) for s in itertools.product(method.ridges, method.weights, method.scales)]
+
+
+def _judged(method: "KeyEdit", train: FaceSet, n_val: int, request: Played) -> dict[str, np.ndarray]:
+    "Rows of train, and for test of val, that a rehearsal is judged on"
+    theirs = np.isin(train.identities, request.support.identities)
+    handed_in = np.isin(train.rows, request.support.rows)
+    few = lambda rows: np.sort(np.random.default_rng([method.seed, 6]).permutation(rows)[:method.sample])
+    return dict(forget=np.flatnonzero(theirs & ~handed_in), retain=few(np.flatnonzero(~theirs)), test=few(np.arange(n_val)))
+
 # %% ../nbs/42_key_edit.ipynb #44485d28
 Keeps = Literal["keys", "gaps", "nothing"]
 
@@ -212,11 +262,11 @@ class KeyEdit(Unlearner):
         "Look at every train picture once, then rehearse"
         check_choice("what key_edit keeps", self.keeps, get_args(Keeps))
         head, requests = _head(model), play_requests(train, self.n_forget, self.rehearsals, self.seed)
-        judged = [self._judged(train, len(val), played) for played in requests]
+        judged = [_judged(self, train, len(val), played) for played in requests]
         wanted = lambda *names: np.unique(np.concatenate([rows[name] for rows in judged for name in names]))
         seen = look(model, train, self.rank * (self.keeps == "keys"), wanted("forget", "retain"))
         unseen = look(model, val, 0, wanted("test"))
-        kept, people = self._kept(seen, memory_gap(seen, unseen)), sorted(set(train.identities)) if self.keeps != "nothing" else []
+        kept, people = _kept(self, seen, memory_gap(seen, unseen)), sorted(set(train.identities)) if self.keeps != "nothing" else []
         rehearsals = []
         for played, rows in zip(requests, judged, strict=True):
             parts = {name: (torch.stack([(unseen if name == "test" else seen).features[row] for row in of]),
@@ -224,7 +274,7 @@ class KeyEdit(Unlearner):
             asked = *_asked(kept, people, views(model, played.support), played.support.identities), self.n_forget
             rehearsals.append((_Rehearsal(train.task, head, **parts), asked))
         tried = []
-        for strength in self._strengths():
+        for strength in _strengths(self):
             told = [judge(head_edit(kept["covariance"], *asked, strength)) for judge, asked in rehearsals]
             tried.append({**strength._asdict(), **{name: float(np.mean([of[name] for of in told])) for name in told[0]}})
         mild = [row for row in tried if max(row["rest"], row["val"]) <= self.lose] or tried  # one strength that was given is taken as it is
@@ -248,50 +298,3 @@ class KeyEdit(Unlearner):
         strength = Strength(*(facts["chosen"][name] for name in Strength._fields))
         with torch.no_grad(): head.weight -= head_edit(artifact.tensors["covariance"], *asked, strength).to(head.weight)
         return model
-
-    def _kept(self, seen: Seen, gap: Tensor) -> dict[str, Tensor]:
-        "The artifact's tensors"
-        kept = dict(covariance=seen.covariance, prior=seen.prior, gap=gap)
-        if not self.spares: kept["covariance"] = torch.eye(len(seen.covariance)) * seen.covariance.trace() / len(seen.covariance)
-        if not self.weighs: kept["gap"] = torch.full_like(gap, gap.mean().item())
-        if self.keeps == "keys":
-            kept |= dict(keys=seen.keys, gaps=((seen.along[..., :-1] - seen.along[..., -1:] * seen.prior) * kept["gap"]).half())
-        elif self.keeps == "gaps": kept["gaps"] = ((seen.shares - seen.prior) * kept["gap"]).half()[:, None]
-        generator = torch.Generator().manual_seed(self.seed)
-        for name in ("keys", "gaps"):
-            if self.noise and name in kept: kept[name] = noised(kept[name], self.noise, generator)
-        return kept
-
-    def _strengths(self) -> list[Strength]:
-        if self.strength is not None: return [Strength(*self.strength)]
-        return [Strength(*s) for s in itertools.product(self.ridges, self.weights, self.scales)]
-
-    def _judged(self, train: FaceSet, n_val: int, request: Played) -> dict[str, np.ndarray]:
-        "Rows of train, and for test of val, that a rehearsal is judged on"
-        theirs = np.isin(train.identities, request.support.identities)
-        handed_in = np.isin(train.rows, request.support.rows)
-        few = lambda rows: np.sort(np.random.default_rng([self.seed, 6]).permutation(rows)[:self.sample])
-        return dict(forget=np.flatnonzero(theirs & ~handed_in), retain=few(np.flatnonzero(~theirs)), test=few(np.arange(n_val)))
-
-
-def _asked(kept: dict[str, Tensor], people: list[str], seen: Views, identities: np.ndarray) -> tuple[Tensor, Tensor]:
-    "Keys and gaps of those who ask: what was kept of them, or else what their portraits say"
-    row, keys, gaps = {person: k for k, person in enumerate(people)}, [], []
-    for person in dict.fromkeys(identities):
-        gap = kept["gaps"][row[person]].float() if person in row else None
-        if gap is not None and "keys" in kept: key = kept["keys"][row[person]].float()
-        else:
-            theirs = torch.from_numpy(np.flatnonzero(identities == person))
-            share = len(theirs) ** .5  # several photos of one person count as one
-            key = seen.features[theirs] / share
-            gap = ((seen.truth[theirs] - kept["prior"]) * kept["gap"] if gap is None else gap.expand(len(theirs), -1)) / share
-        keys.append(key)
-        gaps.append(gap)
-    return torch.cat(keys), torch.cat(gaps)
-
-
-def _head(model: nn.Module) -> nn.Linear:
-    "The last layer; raises `BadInput` when it isn't linear"
-    head = model.get_submodule(classifier_name(model))
-    if not isinstance(head, nn.Linear): raise BadInput(f"key_edit needs a linear last layer, this network's is {type(head).__name__}")
-    return head

@@ -28,7 +28,7 @@ from .models import logits_and_features, read_tensors, weights_digest, write_ten
 from .rehearsal import Judge, play_requests
 from .settings import published_settings
 from .splits import simulate_requests
-from .task import BadInput, Batch, check_choice
+from .task import BadInput, Batch, Task, check_choice
 from .unlearn import Artifact, Needs, Unlearner, settings_of
 
 # %% ../nbs/41_metaunlearn.ipynb #0ff8af6b
@@ -112,6 +112,114 @@ class _State:
         self.facts, self.best = facts, part("best.")
         return True
 
+# %% ../nbs/41_metaunlearn.ipynb #ac20c647
+def _build(method: "MetaUnlearn", task: Task, n_features: int, n_people: int) -> nn.ModuleList:
+    "The learned losses, a place for each step; the same one may stand in several"
+    make = lambda: MetaLoss(task, n_features, n_people, method.hidden, method.embedding, method.dropout,
+                            method.features, method.targets, method.blocks)
+    return nn.ModuleList([make()] * method.steps + [make()] * method.repair)
+
+
+def _new_losses(method: "MetaUnlearn", model: nn.Module, train: FaceSet, people: list[str]) -> nn.ModuleList:
+    "Fresh learned losses for this network and these people"
+    x, _ = _Batches(train, 1, next(model.parameters()).device)[0]
+    with torch.no_grad(): features = logits_and_features(model, x)[1]
+    return _build(method, train.task, features.shape[1], len(people))
+
+
+def _all_steps(method: "MetaUnlearn", model: nn.Module, losses: nn.ModuleList, support: Support) -> dict[str, Tensor]:
+    "The moved parameters after all steps at full strength"
+    after = moved_parameters(model, method.moved)
+    for loss in loss_sequence(losses):
+        leaves = {name: p.detach().requires_grad_() for name, p in after.items()}
+        after = unlearning_step(model, loss, support, method.eta, leaves)[0]
+    return after
+
+# %% ../nbs/41_metaunlearn.ipynb #dec9f319
+def _play(
+    method: "MetaUnlearn",
+    state: _State,            # Moves on by a round
+    model: nn.Module,
+    playing: FaceSet,         # Train pictures of those who play
+    people: list[str],        # Everybody in train, by row of the embedding
+    val: Sequence[Batch],
+    levels: list[float],      # As from `val_levels`
+) -> None:
+    "One round of simulated requests"
+    device, round_ = next(model.parameters()).device, state.facts["round"]
+    for group in state.optimizer.param_groups: group["lr"] = method.lr * (.5 + .5 * math.cos(math.pi * round_ / method.epochs))
+    torch.manual_seed(int(np.random.default_rng([method.seed, 5, round_]).integers(2**31)))
+    state.losses.train()
+    for asking, rest in _simulations(playing, method.n_forget, round_, method.seed):
+        support, forget = _portraits(asking, people, device), _Batches(rest, method.batch_size, device)
+        step = meta_gradient(model, state.losses, support, forget, val, levels, method.eta, method.objective,
+                             method.moved, method.bf16, shared=dist.is_available() and dist.is_initialized())
+        for name, p in state.losses.named_parameters(): p.grad = step.gradient[name]
+        state.optimizer.step()
+        state.facts["history"].append(step.objective)
+    state.facts["round"] = round_ + 1
+
+# %% ../nbs/41_metaunlearn.ipynb #a4829ae6
+@torch.no_grad()
+def _tow_by_strength(
+    method: "MetaUnlearn",
+    losses: nn.ModuleList,    # As learnt so far
+    model: nn.Module,
+    train: FaceSet,
+    val: FaceSet,
+    people: list[str],        # Everybody in train, by row of the embedding
+    judges: list[str],        # Those who don't play
+    nothing: float | None = None,  # Mean for strength 0, where it is known: it is the same in each round
+) -> dict[float, float]:
+    "Mean simulated ToW over rehearsed requests, for the step at each strength; NaN where no attribute occurs on their pictures"
+    judge, original = Judge(model, val, method.seed, sample=500), moved_parameters(model, method.moved)
+    tried: dict[float, list[float]] = {strength: [] for strength in method.strengths if strength or nothing is None}
+    for played in play_requests(train, min(method.n_forget, len(judges)), method.rehearsals, method.seed, judges):
+        support = _portraits(played.support, people, next(model.parameters()).device)
+        with torch.enable_grad(): after = _all_steps(method, model, losses, support)
+        for strength, found in tried.items():
+            network = copy.deepcopy(model)
+            for name, p in moved_parameters(network, method.moved).items(): p.copy_(original[name].lerp(after[name], strength))
+            found.append(judge(network, played)["simulated ToW"])
+    told = {strength: [tow for tow in found if not math.isnan(tow)] or [math.nan] for strength, found in tried.items()}
+    means = {strength: sum(found) / len(found) for strength, found in told.items()}
+    return means if nothing is None else {strength: means.get(strength, nothing) for strength in method.strengths}
+
+# %% ../nbs/41_metaunlearn.ipynb #0c95973d
+@torch.no_grad()
+def _know_strangers(losses: nn.ModuleList, people: list[str], judges: list[str]) -> None:
+    "Who doesn't play has no code of their own: give them the players' mean"
+    strangers = torch.tensor([person in set(judges) for person in people])
+    for loss in loss_sequence(losses):
+        if loss.embed is not None: loss.embed.weight[strangers] = loss.embed.weight[~strangers].mean(0)
+
+
+def _judge(
+    method: "MetaUnlearn",
+    state: _State,            # Remembers the best
+    model: nn.Module,
+    train: FaceSet,
+    val: FaceSet,
+    people: list[str],        # Everybody in train, by row of the embedding
+    judges: list[str],        # Those who don't play
+) -> None:
+    "Try the step at every strength on people who don't play; keep the best so far"
+    round_, chosen = state.facts["round"], state.facts["chosen"]
+    if judges: _know_strangers(state.losses.eval(), people, judges)
+    tensors = {name: t.clone() for name, t in state.losses.state_dict().items()}
+    if not judges:
+        state.facts["chosen"], state.best = dict(round=round_, strength=1.), tensors
+        return
+    means = _tow_by_strength(method, state.losses, model, train, val, people, judges, chosen and chosen["nothing"])
+    if math.isnan(means[0.]):
+        raise BadInput("no attribute occurs on the pictures of rehearsed requests, so no strength can be chosen; "
+                       "hold nobody out (--set metaunlearn.held_out=0) or add pictures")
+    state.facts["curve"] += [dict(round=round_, strength=strength, tow=tow) for strength, tow in means.items()]
+    best = max(means, key=lambda strength: means[strength])
+    if means[best] < means[0.] + method.margin: best = 0.
+    if chosen is None or means[best] > chosen["tow"]:
+        state.facts["chosen"], state.best = dict(round=round_, strength=best, tow=means[best], nothing=means[0.]), tensors
+
 # %% ../nbs/41_metaunlearn.ipynb #c2d30735
 @dataclass
 class MetaUnlearn(Unlearner):
@@ -151,7 +259,6 @@ class MetaUnlearn(Unlearner):
             if not isinstance(value := getattr(self, name), int | float):
                 raise BadInput(f"metaunlearn's {name} is {value!r}; it should be a number")
         if 0. not in self.strengths: raise BadInput(f"strengths {self.strengths} have to contain 0, so that doing nothing can be chosen")
-
         if self.repair and not self.objective.keep_val:
             raise BadInput("a repairing step learns to repair only from a term that keeps val; set objective.keep_val, e.g. to 1")
 
@@ -170,17 +277,17 @@ class MetaUnlearn(Unlearner):
             warnings.warn(f"{len(people)} people are too few to hold some out from requests of {self.n_forget}; "
                           "MetaUnlearn's step is used at full strength, unjudged", stacklevel=2)
         torch.manual_seed(self.seed)
-        losses = self._new_losses(model, train, people).to(device)
+        losses = _new_losses(self, model, train, people).to(device)
         optimizer = torch.optim.AdamW(losses.parameters(), self.lr, amsgrad=True)
         card = dict(settings=settings_of(self), weights=weights_digest(model.state_dict()), pictures=len(train), players=len(players))
         state = _State(losses, optimizer, dict(card, judges=len(judges), round=0, curve=[], history=[], chosen=None), {})
-        if not (self.checkpoint and state.load(self.checkpoint, card)): self._judge(state, model, train, val, people, judges)
+        if not (self.checkpoint and state.load(self.checkpoint, card)): _judge(self, state, model, train, val, people, judges)
         playing, val_batches = train.subset(np.isin(train.identities, players).nonzero()[0]), _Batches(val, self.batch_size, device)
         levels = val_levels(model, train.task, val_batches, self.objective)
         bar = tqdm(desc="meta-training", total=self.epochs, initial=state.facts["round"], disable=not self.progress)
         while state.facts["round"] < self.epochs and not self._tired(state):
-            self._round(state, model, playing, people, val_batches, levels)
-            self._judge(state, model, train, val, people, judges)
+            _play(self, state, model, playing, people, val_batches, levels)
+            _judge(self, state, model, train, val, people, judges)
             if self.checkpoint: state.save(self.checkpoint)
             bar.update()
         bar.close()
@@ -196,7 +303,7 @@ class MetaUnlearn(Unlearner):
     def unlearn(self, model: nn.Module, artifact: Artifact, handover) -> nn.Module:
         "The chosen step on the support pictures"
         device, people = next(model.parameters()).device, artifact.facts["people"]
-        losses = self._build(handover.support.task, artifact.facts["features"], len(people))
+        losses = _build(self, handover.support.task, artifact.facts["features"], len(people))
         losses.load_state_dict(artifact.tensors)
         strangers = sorted(set(handover.support.identities) - set(people))
         if strangers:
@@ -206,86 +313,11 @@ class MetaUnlearn(Unlearner):
             people = [*people, *strangers]
         losses.eval().to(device)
         parameters = moved_parameters(model, self.moved)
-        after = self._steps(model, losses, _portraits(handover.support, people, device))
+        after = _all_steps(self, model, losses, _portraits(handover.support, people, device))
         with torch.no_grad():
             for name, p in parameters.items(): p.lerp_(after[name], artifact.facts["chosen"]["strength"])
         return model
 
-    def _build(self, task, n_features: int, n_people: int) -> nn.ModuleList:
-        "The learned losses, a place for each step; the same one may stand in several"
-        make = lambda: MetaLoss(
-            task, n_features, n_people, self.hidden, self.embedding, self.dropout, self.features, self.targets, self.blocks)
-        return nn.ModuleList([make()] * self.steps + [make()] * self.repair)
-
-    def _new_losses(self, model: nn.Module, train: FaceSet, people: list[str]) -> nn.ModuleList:
-        "Fresh learned losses for this network and these people"
-        x, _ = _Batches(train, 1, next(model.parameters()).device)[0]
-        with torch.no_grad(): features = logits_and_features(model, x)[1]
-        return self._build(train.task, features.shape[1], len(people))
-
-    def _steps(self, model: nn.Module, losses: nn.ModuleList, support: Support) -> dict[str, Tensor]:
-        "The moved parameters after all steps at full strength"
-        after = moved_parameters(model, self.moved)
-        for loss in loss_sequence(losses):
-            leaves = {name: p.detach().requires_grad_() for name, p in after.items()}
-            after = unlearning_step(model, loss, support, self.eta, leaves)[0]
-        return after
-
-    def _round(self, state: _State, model, playing: FaceSet, people: list[str], val: Sequence[Batch], levels: list[float]) -> None:
-        "One round of simulated requests"
-        device, round_ = next(model.parameters()).device, state.facts["round"]
-        for group in state.optimizer.param_groups: group["lr"] = self.lr * (.5 + .5 * math.cos(math.pi * round_ / self.epochs))
-        torch.manual_seed(int(np.random.default_rng([self.seed, 5, round_]).integers(2**31)))
-        state.losses.train()
-        for asking, rest in _simulations(playing, self.n_forget, round_, self.seed):
-            support, forget = _portraits(asking, people, device), _Batches(rest, self.batch_size, device)
-            shared = dist.is_available() and dist.is_initialized()
-            step = meta_gradient(model, state.losses, support, forget, val, levels, self.eta, self.objective, self.moved, self.bf16, shared)
-            for name, p in state.losses.named_parameters(): p.grad = step.gradient[name]
-            state.optimizer.step()
-            state.facts["history"].append(step.objective)
-        state.facts["round"] = round_ + 1
-
-    @torch.no_grad()
-    def _judge(self, state: _State, model, train: FaceSet, val: FaceSet, people: list[str], judges: list[str]) -> None:
-        "Try the step at every strength on people who don't play; keep the best so far"
-        round_, tensors = state.facts["round"], {name: t.clone() for name, t in state.losses.state_dict().items()}
-        if not judges:
-            state.facts["chosen"], state.best = dict(round=round_, strength=1.), tensors
-            return
-        state.losses.eval()
-        self._know_strangers(state.losses, people, judges)
-        tensors = {name: t.clone() for name, t in state.losses.state_dict().items()}
-        judge, original = Judge(model, val, self.seed, sample=500), moved_parameters(model, self.moved)
-        tried: dict[float, list[float]] = {}
-        for played in play_requests(train, min(self.n_forget, len(judges)), self.rehearsals, self.seed, judges):
-            support = _portraits(played.support, people, next(model.parameters()).device)
-            with torch.enable_grad(): after = self._steps(model, state.losses, support)
-            for strength in self.strengths:
-                if strength == 0. and state.facts["chosen"]:  # doing nothing is the same in each round
-                    tried.setdefault(0., []).append(state.facts["chosen"]["nothing"])
-                    continue
-                network = copy.deepcopy(model)
-                for name, p in moved_parameters(network, self.moved).items(): p.copy_(original[name].lerp(after[name], strength))
-                tried.setdefault(strength, []).append(judge(network, played)["simulated ToW"])
-        told = {strength: [tow for tow in found if not math.isnan(tow)] or [math.nan] for strength, found in tried.items()}
-        means = {strength: sum(found) / len(found) for strength, found in told.items()}
-        if math.isnan(means[0.]):
-            raise BadInput("no attribute occurs on the pictures of rehearsed requests, so no strength can be chosen; "
-                           "hold nobody out (--set metaunlearn.held_out=0) or add pictures")
-        best = max(means, key=lambda strength: means[strength])
-        state.facts["curve"] += [dict(round=round_, strength=strength, tow=tow) for strength, tow in means.items()]
-        if means[best] < means[0.] + self.margin: best = 0.
-        if state.facts["chosen"] is None or means[best] > state.facts["chosen"]["tow"]:
-            state.facts["chosen"], state.best = dict(round=round_, strength=best, tow=means[best], nothing=means[0.]), tensors
-
-    def _know_strangers(self, losses: nn.ModuleList, people: list[str], judges: list[str]) -> None:
-        "Who doesn't play has no code of their own: give them the players' mean"
-        strangers = torch.tensor([person in set(judges) for person in people])
-        for loss in loss_sequence(losses):
-            if loss.embed is not None: loss.embed.weight[strangers] = loss.embed.weight[~strangers].mean(0)
-
     def _tired(self, state: _State) -> bool:
         "Has no round been better for long enough?"
         return self.patience is not None and state.facts["round"] - state.facts["chosen"]["round"] >= self.patience
-

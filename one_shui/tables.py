@@ -167,7 +167,7 @@ def with_gain(
     gained = here["value"].to_numpy() - other.set_index(place)["value"].reindex(pd.MultiIndex.from_frame(here[place])).to_numpy()
     return pd.concat([rows, here.assign(metric="ToW gained", value=gained, low=np.nan, high=np.nan)], ignore_index=True)
 
-
+# %% ../nbs/73_tables.ipynb #c5ffbdec
 def keep(
     rows: pd.DataFrame,
     wanted: dict[str, list[str]],  # By column: values to keep, as text
@@ -180,7 +180,7 @@ def keep(
         if rows.empty: raise BadInput(f"no row has {column}={','.join(values)}; {column} is one of {', '.join(sorted(have.unique()))}")
     return rows
 
-
+# %% ../nbs/73_tables.ipynb #ac52b471
 def interval_text(values: pd.Series) -> str:
     "Mean, with its 95 % interval (Student's t) where there are three values or more"
     mean, half = mean_and_interval(values)
