@@ -6,8 +6,8 @@
 __all__ = ['SIDES', 'PAST', 'PHOTOS', 'TOLERANCE', 'PLAIN', 'Model', 'refuse_pickle', 'check_use', 'open_model', 'check_out',
            'refuse_taken', 'check_settings', 'blame_settings', 'name_code', 'with_names', 'prepare_artifact',
            'check_crop', 'contents', 'read_artifact', 'Asked', 'labels_in', 'read_requests', 'support_set',
-           'keep_pictures', 'compare_models', 'check_pictures', 'Options', 'request_id', 'Answer', 'answer_request',
-           'default_ledger', 'write_unlearned', 'verify_models']
+           'keep_pictures', 'compare_models', 'check_pictures', 'Options', 'request_id', 'Answer', 'default_ledger',
+           'write_unlearned', 'answer_request', 'verify_models']
 
 # %% ../nbs/62_request.ipynb #931240db
 import hashlib
@@ -428,7 +428,7 @@ class Options:
 
 PLAIN = Options()
 
-
+# %% ../nbs/62_request.ipynb #98d37ed3
 def request_id(model: Model, asked: list[Asked], artifact_digest: str, method: Unlearner, cut: bool = False) -> str:
     "32 hex digits that are the same for the same request; without the photos nobody can guess who it is about"
     labels = {one.identity: None if one.labels is None else sorted(set(one.labels)) for one in asked}
@@ -438,7 +438,7 @@ def request_id(model: Model, asked: list[Asked], artifact_digest: str, method: U
     if cut: facts["cut"] = "to the face"
     return hashlib.sha256(canonical(facts)).hexdigest()[:32]
 
-
+# %% ../nbs/62_request.ipynb #53bdf6af
 def _method_of(artifact: Artifact | None, name: str | None, settings: dict, seed: int | None) -> Unlearner:
     "The method with the settings that the artifact was made with, or that are given"
     if artifact is not None:
@@ -454,111 +454,50 @@ def _method_of(artifact: Artifact | None, name: str | None, settings: dict, seed
 
 
 @dataclass(frozen=True)
-class Answer:
-    "What came of a request"
-    receipt: dict
-    again: bool = False   # It had been done before; nothing was changed
+class _Case:
+    "A request, and all that is known of it before the ledger is opened"
+    model: Model
+    asked: list[Asked]
+    method: Unlearner
+    artifact: Artifact | None
+    digest: str                # Of the artifact's file; empty without one
+    support: FaceSet           # What they sent, as the network sees it
+    checked: tuple[FaceSet, FaceSet] | None  # Labelled pictures of others, and of those who ask
+    said: list[str]            # What there is to tell so far
+    request: str               # Its id
+
+    @property
+    def strangers(self) -> list[str]:
+        "Who isn't among the people whom the artifact knows; nobody when it knows nobody in particular"
+        facts = self.artifact.facts if self.artifact is not None else {}
+        known = set(facts.get("people") or [])
+        return [one.identity for one in self.asked if known and name_code(one.identity, facts["weights"]) not in known]
 
 
-def answer_request(
-    model: Model,                     # The model in production
-    asked: list[Asked],               # Who asks
-    out: str | Path,                  # Where the unlearned model goes; must not exist. The receipt goes beside it
-    artifact_file: str | Path | None = None,  # From `one-shui prepare`; None: a method that needs none
-    method: str | None = None,        # Its name, without an artifact
-    settings: dict | None = None,     # Its settings, without an artifact
-    options: Options = PLAIN,         # How
-    key: bytes | None = None,         # Signs the receipt
-    check: str | Path | None = None,  # Labelled pictures to measure with, see `check_pictures`
-    detector: Detector | None = None,  # See `read_photo`
-    ledger_file: str | Path | None = None,  # None: beside the model
-) -> Answer:
-    "Forget the people who ask; raises `BadInput` before anything is written"
-    out, ledger_file = Path(out), Path(ledger_file or default_ledger(model)).resolve()
-    papers = out.with_suffix(".receipt.json"), out.with_suffix(".receipt.html")
-    check_out(out, model.file)
-    check_out(ledger_file, model.file)
-    if out.suffix != ".safetensors": raise BadInput(f"{out} has to end in .safetensors, which is what is written (--out)")
-    if ledger_file in [file.resolve() for file in (out, *papers)]: raise BadInput(f"{ledger_file} can't be the ledger and a result")
-    if len({one.identity for one in asked}) != len(asked):
-        raise BadInput("somebody asks twice in one request; put their photos together")
+def _open_case(
+    model: Model,
+    asked: list[Asked],
+    artifact_file: str | Path | None,
+    method: str | None,
+    settings: dict,
+    seed: int | None,
+    check: str | Path | None,
+    detector: Detector | None,
+) -> _Case:
+    "Read everything a request comes with; raises `BadInput`"
+    if len({one.identity for one in asked}) != len(asked): raise BadInput("somebody asks twice in one request; put their photos together")
     artifact = None if artifact_file is None else read_artifact(artifact_file)
-    unlearner = _method_of(artifact, method, settings or {}, options.seed)
+    unlearner = _method_of(artifact, method, settings, seed)
     if artifact is not None and artifact.facts["weights"] != model.origin:
         raise BadInput(f"{artifact_file} was prepared for other weights ({artifact.facts['weights']}, the model has {model.origin})")
-    artifact_digest = "" if artifact_file is None else file_digest(artifact_file)
+    digest = "" if artifact_file is None else file_digest(artifact_file)
     crop = 1. if artifact is None else artifact.facts["crop"]
     support, said = support_set(model, asked, crop, detector)
     checked = None if check is None else check_pictures(check, model, {one.identity for one in asked}, crop)
-    request = request_id(model, asked, artifact_digest, unlearner, detector is not None)
-    with nullcontext(Ledger.read(ledger_file)) if options.dry_run else open_ledger(ledger_file) as ledger:
-        line = ledger.done(request, model.weights)
-        if line is not None and _still_there(ledger, line): return Answer(_done_before(line), again=True)
-        if request in model.forgot: return Answer(dict(request=request, proves=["This model has forgotten them already."]), again=True)
-        begun = _begun(ledger, out, request, model.weights)
-        ours = begun and read_header(out).get("request") == request
-        if not ours: refuse_taken(out, *papers)
-        if since := _descendant(ledger, model.weights, request):
-            text = f"{model.file.name} has answered another request, which ended in {since['out']}"
-            if not options.force:
-                raise BadInput(f"{text}; a model that is made from {model.file.name} would know those people again. "
-                               f"Forget from that one (--model {since['out']}), or go on with --force")
-            said.append(f"the model had answered another request before, on {since['time']}; the new model knows those people still")
-        strangers = _unknown(artifact, asked)
-        if strangers and not options.unknown:
-            raise BadInput(f"{len(strangers)} of {len(asked)} people ({', '.join(strangers)[:200]}) aren't among those whom "
-                           f"{artifact_file} was prepared with; check how they are written, or go on from the photos alone, "
-                           "which forgets less, with --unknown")
-        with blame_settings(unlearner.name, settings or {}), warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always", UserWarning)
-            ready = Artifact() if artifact is None else with_names(artifact, support.identities)
-            said += unlearner.doubts(model.network, ready, support)
-            network, cost = apply_method(unlearner, model.network, ready, support, origin=model.origin)
-        if weights_digest(network.state_dict()) == model.weights:
-            raise BadInput(f"{unlearner.name} leaves every weight as it is: nothing would be forgotten. Use another method or settings")
-        said += [str(w.message) for w in warned if issubclass(w.category, UserWarning)]
-        others, theirs = checked or (None, None)
-        measured = compare_models(model.task, model.network, network, others, theirs, support)
-        if strangers:
-            said.append(f"{len(strangers)} of {len(asked)} people aren't among those whom the artifact was prepared with; "
-                        "for them it works from the photos alone")
-        receipt = _receipt(model, network, request, asked, support, unlearner, artifact, artifact_digest, measured, said, checked)
-        lost = _lost(model.task, measured)
-        receipt |= dict(seconds=round(cost.seconds, 3), others=dict(lost=lost, tolerance=options.tolerance, forced=options.force))
-        canonical(receipt)  # what can't be written shows here, before anything is
-        if lost is not None and lost > options.tolerance and not options.force:
-            if not options.dry_run: ledger.append(event="refused", request=request, method=unlearner.name, lost=lost)
-            raise BadInput(f"others' score would fall by {lost:.1f} points, more than {options.tolerance:g}; nothing was changed. "
-                           f"Use another method, or accept it with --force. Measured: {measured}")
-        if options.dry_run: return Answer(receipt)
-        if not ours: refuse_taken(out, *papers)  # that took a while; another model's request may have written there
-        place, before = _place(ledger, out), model.weights
-        if not begun: ledger.append(event="started", request=request, method=unlearner.name, before=before, out=place)
-        write_unlearned(model, network, out, request, ledger_file)
-        receipt["model"]["after"]["sha256"] = digest = file_digest(out)
-        save_receipt(sign(receipt, key), papers[0])
-        ledger.append(event="done", request=request, method=unlearner.name, before=before, after=receipt["model"]["after"]["weights"],
-                      out=place, sha256=digest, receipt=_place(ledger, papers[0]), receipt_sha256=file_digest(papers[0]))
-        return Answer(sign(receipt, key))
+    request = request_id(model, asked, digest, unlearner, detector is not None)
+    return _Case(model, asked, unlearner, artifact, digest, support, checked, said, request)
 
-
-def _unknown(artifact: Artifact | None, asked: list[Asked]) -> list[str]:
-    "Who isn't among the people whom an artifact knows; nobody when it knows nobody in particular"
-    known = set(artifact.facts.get("people") or []) if artifact is not None else set()
-    return [one.identity for one in asked if known and name_code(one.identity, artifact.facts["weights"]) not in known]  # type: ignore[union-attr]
-
-
-def _descendant(ledger: Ledger, weights: str, request: str) -> dict | None:
-    "The last line of the requests that were answered from these weights, one after another, but for this request"
-    found, passed = None, set[str]()
-    while weights not in passed:
-        passed.add(weights)
-        line = next((line for line in reversed(ledger.lines) if line["event"] == "done" and line["before"] == weights
-                     and line["request"] != request), None)
-        if line is not None: found, weights = line, line["after"]
-    return found
-
-
+# %% ../nbs/62_request.ipynb #f9dbb099
 def _place(ledger: Ledger, file: Path) -> str:
     "A file as a ledger names it: from its own folder when it is inside, so that both can move"
     folder, whole = ledger.file.parent, file.resolve()
@@ -577,6 +516,24 @@ def _still_there(ledger: Ledger, line: dict) -> bool:
     except BadInput: return False
 
 
+def _descendant(ledger: Ledger, weights: str, request: str) -> dict | None:
+    "The last line of the requests that were answered from these weights, one after another, but for this request"
+    found, passed = None, set[str]()
+    while weights not in passed:
+        passed.add(weights)
+        line = next((line for line in reversed(ledger.lines) if line["event"] == "done" and line["before"] == weights
+                     and line["request"] != request), None)
+        if line is not None: found, weights = line, line["after"]
+    return found
+
+# %% ../nbs/62_request.ipynb #8f76fa96
+@dataclass(frozen=True)
+class Answer:
+    "What came of a request"
+    receipt: dict
+    again: bool = False   # It had been done before; nothing was changed
+
+
 def _done_before(line: dict) -> dict:
     "What is known of a request that was done before"
     models = dict(before=dict(weights=line["before"]), after=dict(weights=line["after"]))
@@ -584,11 +541,104 @@ def _done_before(line: dict) -> dict:
     return dict(request=line["request"], time=line["time"], model=models, proves=[said])
 
 
+def _answered(case: _Case, ledger: Ledger) -> Answer | None:
+    "What came of the same request, if it was answered before"
+    line = ledger.done(case.request, case.model.weights)
+    if line is not None and _still_there(ledger, line): return Answer(_done_before(line), again=True)
+    if case.request not in case.model.forgot: return None
+    return Answer(dict(request=case.request, proves=["This model has forgotten them already."]), again=True)
+
+# %% ../nbs/62_request.ipynb #aaf10ea6
+def _refuse_what_would_undo(case: _Case, ledger: Ledger, force: bool) -> None:
+    "Raise `BadInput` when a model that came of this one has forgotten others already"
+    file, since = case.model.file.name, _descendant(ledger, case.model.weights, case.request)
+    if since is None: return
+    if not force:
+        raise BadInput(f"{file} has answered another request, which ended in {since['out']}; a model that is made from {file} would know "
+                       f"those people again. Forget from that one (--model {since['out']}), or go on with --force")
+    case.said.append(f"the model had answered another request before, on {since['time']}; the new model knows those people still")
+
+
+def _refuse_strangers(case: _Case, unknown: bool) -> None:
+    "Raise `BadInput` when somebody asks whom the artifact doesn't know"
+    if not case.strangers: return
+    of = f"{len(case.strangers)} of {len(case.asked)} people"
+    if not unknown:
+        raise BadInput(f"{of} ({', '.join(case.strangers)[:200]}) aren't among those whom the artifact was prepared with; check how they "
+                       "are written, or go on from the photos alone, which forgets less, with --unknown")
+    case.said.append(f"{of} aren't among those whom the artifact was prepared with; for them it works from the photos alone")
+
+# %% ../nbs/62_request.ipynb #3593f712
+def _lost(task: Task, measured: dict) -> float | None:
+    "Points that others lost; None: not measured"
+    name = f"others {score_name(task)}"
+    return round(measured[f"{name} before"] - measured[f"{name} after"], 3) if f"{name} after" in measured else None
+
+
+def _receipt(case: _Case, network: nn.Module, measured: dict) -> dict:
+    "The facts of a request, without a name or a picture"
+    model, asked, method, checked, said = case.model, case.asked, case.method, case.checked, case.said
+    facts = case.artifact.facts if case.artifact is not None else {}
+    missing = ["whether the photos show the people who are named: nobody looked",
+               "how near the model is to one that was trained again without them: the training data are gone"]
+    if checked is None: missing.append("whether other people are still served as well: no labelled pictures were given (--check)")
+    if checked is None or not len(checked[1]):
+        missing.append("whether other pictures of the people who asked are forgotten: none were given (--check)")
+    elif f"forgotten people {score_name(model.task)} after" not in measured:
+        missing.append("the score on other pictures of the people who asked: none of the classes occurs on them")
+    if (at_once := (facts.get("rehearsed") or {}).get("people", len(asked))) != len(asked):
+        said = [*said, f"the artifact was prepared for {at_once} at once, {len(asked)} ask: its strength was chosen for another number"]
+    if case.artifact is not None and model.forgot:
+        said = [*said, f"the artifact was prepared before {len(model.forgot)} earlier request{'s' * (len(model.forgot) > 1)}; "
+                       "what it says of the model is so much older"]
+    return plain(dict(
+        format=1, request=case.request, time=now(), people=len(asked), photos=len(case.support),
+        method=dict(name=method.name, access=method.needs, source=method.source, settings=settings_of(method)),
+        model=dict(before=dict(weights=model.weights, sha256=file_digest(model.file)),
+                   after=dict(weights=weights_digest(network.state_dict()))),
+        artifact=None if case.artifact is None else dict(sha256=case.digest, made=facts.get("made")),
+        measured=measured, rehearsed=facts.get("rehearsed"),
+        what_was_done=said, could_not_be_measured=missing,
+        proves=["The model was changed by the method named here, from photos of those who asked; hashes identify both models.",
+                "What is listed as measured was measured on both models, on this machine, at this time."],
+        does_not_prove=["That nothing can be learnt about them any more: methods that don't train again leave traces "
+                        "that stronger attacks may find.",
+                        "Anything about copies of the old model, backups, or the training pictures themselves."],
+        versions={name: version(name) for name in ("torch", "timm")}))
+
+# %% ../nbs/62_request.ipynb #d70a3181
+def _forget(case: _Case, given: dict, options: Options) -> tuple[nn.Module, dict]:
+    "The unlearned network and its receipt; raises `BadInput` when the method fails or changes nothing"
+    model, method = case.model, case.method
+    with blame_settings(method.name, given), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
+        ready = Artifact() if case.artifact is None else with_names(case.artifact, case.support.identities)
+        case.said.extend(method.doubts(model.network, ready, case.support))
+        network, cost = apply_method(method, model.network, ready, case.support, origin=model.origin)
+    if weights_digest(network.state_dict()) == model.weights:
+        raise BadInput(f"{method.name} leaves every weight as it is: nothing would be forgotten. Use another method or settings")
+    case.said.extend(str(w.message) for w in warned if issubclass(w.category, UserWarning))
+    strangers, theirs = case.checked or (None, None)
+    measured = compare_models(model.task, model.network, network, strangers, theirs, case.support)
+    others = dict(lost=_lost(model.task, measured), tolerance=options.tolerance, forced=options.force)
+    receipt = dict(_receipt(case, network, measured), seconds=round(cost.seconds, 3), others=others)
+    canonical(receipt)  # what can't be written shows here, before anything is
+    return network, receipt
+
+# %% ../nbs/62_request.ipynb #e9e6edf4
 def default_ledger(model: Model) -> Path:
     "Where a model's requests are written down: where the model's it came from are, if that lies beside it; else in a file of its own"
     name = model.header.get("ledger")
     inherited = None if not name or Path(name).name != name else model.file.resolve().parent / name
     return inherited if inherited is not None and inherited.is_file() else Path(f"{model.file.resolve()}.ledger.jsonl")
+
+
+def _check_places(files: tuple[Path, ...], ledger_file: Path, model: Model) -> None:
+    "Raise `BadInput` when results or the ledger can't be written where they should be"
+    check_out(files[0], model.file)
+    check_out(ledger_file, model.file)
+    if files[0].suffix != ".safetensors": raise BadInput(f"{files[0]} has to end in .safetensors, which is what is written (--out)")
+    if ledger_file in [file.resolve() for file in files]: raise BadInput(f"{ledger_file} can't be the ledger and a result")
 
 
 def write_unlearned(model: Model, network: nn.Module, out: Path, request: str, ledger: Path | None = None) -> None:
@@ -599,42 +649,50 @@ def write_unlearned(model: Model, network: nn.Module, out: Path, request: str, l
     if ledger is not None and ledger.parent == out.resolve().parent: since["ledger"] = ledger.name
     write_tensors(out, state, dict(header, weights=weights_digest(state), method="unlearned", request=request, **since))
 
-
-def _lost(task: Task, measured: dict) -> float | None:
-    "Points that others lost; None: not measured"
-    name = f"others {score_name(task)}"
-    return round(measured[f"{name} before"] - measured[f"{name} after"], 3) if f"{name} after" in measured else None
-
-# %% ../nbs/62_request.ipynb #c296db9d
-def _receipt(model, network, request, asked, support, method, artifact, artifact_digest, measured, said, checked) -> dict:
-    "The facts of a request, without a name or a picture"
-    facts = artifact.facts if artifact is not None else {}
-    missing = ["whether the photos show the people who are named: nobody looked",
-               "how near the model is to one that was trained again without them: the training data are gone"]
-    if checked is None: missing.append("whether other people are still served as well: no labelled pictures were given (--check)")
-    if checked is None or not len(checked[1]):
-        missing.append("whether other pictures of the people who asked are forgotten: none were given (--check)")
-    elif f"forgotten people {score_name(model.task)} after" not in measured:
-        missing.append("the score on other pictures of the people who asked: none of the classes occurs on them")
-    if (at_once := (facts.get("rehearsed") or {}).get("people", len(asked))) != len(asked):
-        said = [*said, f"the artifact was prepared for {at_once} at once, {len(asked)} ask: its strength was chosen for another number"]
-    if artifact is not None and model.forgot:
-        said = [*said, f"the artifact was prepared before {len(model.forgot)} earlier request{'s' * (len(model.forgot) > 1)}; "
-                       "what it says of the model is so much older"]
-    return plain(dict(
-        format=1, request=request, time=now(), people=len(asked), photos=len(support),
-        method=dict(name=method.name, access=method.needs, source=method.source, settings=settings_of(method)),
-        model=dict(before=dict(weights=model.weights, sha256=file_digest(model.file)),
-                   after=dict(weights=weights_digest(network.state_dict()))),
-        artifact=None if artifact is None else dict(sha256=artifact_digest, made=facts.get("made")),
-        measured=measured, rehearsed=facts.get("rehearsed"),
-        what_was_done=said, could_not_be_measured=missing,
-        proves=["The model was changed by the method named here, from photos of those who asked; hashes identify both models.",
-                "What is listed as measured was measured on both models, on this machine, at this time."],
-        does_not_prove=["That nothing can be learnt about them any more: methods that don't train again leave traces "
-                        "that stronger attacks may find.",
-                        "Anything about copies of the old model, backups, or the training pictures themselves."],
-        versions={name: version(name) for name in ("torch", "timm")}))
+# %% ../nbs/62_request.ipynb #7abad0a1
+def answer_request(
+    model: Model,                     # The model in production
+    asked: list[Asked],               # Who asks
+    out: str | Path,                  # Where the unlearned model goes; must not exist. The receipt goes beside it
+    artifact_file: str | Path | None = None,  # From `one-shui prepare`; None: a method that needs none
+    method: str | None = None,        # Its name, without an artifact
+    settings: dict | None = None,     # Its settings, without an artifact
+    options: Options = PLAIN,         # How
+    key: bytes | None = None,         # Signs the receipt
+    check: str | Path | None = None,  # Labelled pictures to measure with, see `check_pictures`
+    detector: Detector | None = None,  # See `read_photo`
+    ledger_file: str | Path | None = None,  # None: beside the model
+) -> Answer:
+    "Forget the people who ask; raises `BadInput` before anything is written"
+    out, given, ledger_file = Path(out), settings or {}, Path(ledger_file or default_ledger(model)).resolve()
+    files = out, out.with_suffix(".receipt.json"), out.with_suffix(".receipt.html")
+    _check_places(files, ledger_file, model)
+    case = _open_case(model, asked, artifact_file, method, given, options.seed, check, detector)
+    with nullcontext(Ledger.read(ledger_file)) if options.dry_run else open_ledger(ledger_file) as ledger:
+        if (earlier := _answered(case, ledger)) is not None: return earlier
+        begun = _begun(ledger, out, case.request, model.weights)
+        ours = begun and read_header(out).get("request") == case.request
+        if not ours: refuse_taken(*files)
+        _refuse_what_would_undo(case, ledger, options.force)
+        _refuse_strangers(case, options.unknown)
+        network, receipt = _forget(case, given, options)
+        about: dict = dict(request=case.request, method=case.method.name)
+        lost = receipt["others"]["lost"]
+        if lost is not None and lost > options.tolerance and not options.force:
+            if not options.dry_run: ledger.append(event="refused", **about, lost=lost)
+            raise BadInput(f"others' score would fall by {lost:.1f} points, more than {options.tolerance:g}; nothing was changed. "
+                           f"Use another method, or accept it with --force. Measured: {receipt['measured']}")
+        if options.dry_run: return Answer(receipt)
+        if not ours: refuse_taken(*files)  # that took a while; another model's request may have written there
+        about |= dict(before=model.weights, out=_place(ledger, out))
+        if not begun: ledger.append(event="started", **about)
+        write_unlearned(model, network, out, case.request, ledger_file)
+        after = receipt["model"]["after"]
+        after["sha256"] = file_digest(out)
+        save_receipt(sign(receipt, key), files[1])
+        ledger.append(event="done", **about, after=after["weights"], sha256=after["sha256"],
+                      receipt=_place(ledger, files[1]), receipt_sha256=file_digest(files[1]))
+        return Answer(sign(receipt, key))
 
 # %% ../nbs/62_request.ipynb #1c18e270
 def verify_models(
