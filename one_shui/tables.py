@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from fastai.torch_core import default_device
 
-from .audit import audit_table
+from .audit import Audit, audit_table
 from .engines import Engine, run_jobs
 from .experiment import Config
 from .grid import Cell, Grid, Job, collect, dataset_of, plan, sets_of
@@ -109,11 +109,19 @@ def grid_folder(
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as error: raise BadInput(f"can't write to {folder}: {error.strerror}; choose another folder (--out DIR)") from error
     file = folder / "grid.json"
-    if file.exists() and (held := json.loads(file.read_text(encoding="utf-8"))["name"]) != grid.name:
-        raise BadInput(f"{folder} holds the grid {held}, not {grid.name}; choose another folder (--out DIR)")
+    held = json.loads(file.read_text(encoding="utf-8")) if file.exists() else dict(name=grid.name)
+    if held["name"] != grid.name:
+        raise BadInput(f"{folder} holds the grid {held['name']}, not {grid.name}; choose another folder (--out DIR)")
+    attack = held.get("attack") if grid.attack is None else grid.attack  # a command that doesn't attack keeps what others found
     write_text(file, json.dumps(dict(name=grid.name, config={k: v for k, v in grid.config.items() if k != "root"}, over=grid.over,
-                                     methods=grid.methods, variants=grid.variants, attack=grid.attack), indent=1) + "\n")
+                                     methods=grid.methods, variants=grid.variants, attack=attack), indent=1) + "\n")
     return folder
+
+
+def _attacks(folder: Path) -> Audit | None:
+    "How a folder's networks were attacked last, if they were"
+    attack = json.loads((folder / "grid.json").read_text(encoding="utf-8"))["attack"]
+    return None if attack is None else Audit(**attack)
 
 
 def run_grid(
@@ -129,7 +137,7 @@ def run_grid(
     store, jobs = Store(folder / "steps", command), plan(cells, grid.audit)
     try: failed = run_jobs(store.root, jobs, engine, command, progress)
     finally:
-        rows = collect(store, grid.name, grid.cells, grid.audit, grid.over)
+        rows = collect(store, grid.name, grid.cells, _attacks(folder), grid.over)
         write_file(folder / "results.parquet", rows.to_parquet)
     write_text(folder / "failed.csv", failed.to_csv(index=False))
     return rows, failed
