@@ -40,26 +40,31 @@ def search_of(file: Path) -> pd.DataFrame:
     return pd.DataFrame({**place, "method": file.stem.removeprefix("tune-")}, table.index).join(table)
 
 
-def is_ablation(folder: Path) -> bool:
-    "Does a folder hold a grid of one method's variants? They have a table of their own"
-    return (file := folder / "grid.json").exists() and json.loads(file.read_text())["name"] == "ablation"
+TABLES = {"rows": METRICS, "ablation": METRICS, "sizes": {"mAP", "accuracy", "ToW", "over_forgot", "loss attack AUC"}}
 
 
-def gather(folders: list[Path]) -> pd.DataFrame:
+def table_of(folder: Path) -> str:
+    "Which of `TABLES` a folder's rows go into: variants of one method and requests of several sizes have tables of their own"
+    grid = json.loads(file.read_text()) if (file := folder / "grid.json").exists() else {}
+    if grid.get("name") == "ablation": return "ablation"
+    return "sizes" if len(grid.get("over", {}).get("n_forget", [])) > 1 else "rows"
+
+
+def gather(folders: list[Path], metrics: set[str] = METRICS) -> pd.DataFrame:
     "The rows of all runs and grids, sorted, each once"
     rows = pd.concat([table for folder in folders for table in rows_of(folder)], ignore_index=True)
-    rows = rows[rows["metric"].isin(METRICS)].reindex(columns=COLUMNS).round(ROUNDED).sort_values(COLUMNS[:8], kind="stable")
+    rows = rows[rows["metric"].isin(metrics)].reindex(columns=COLUMNS).round(ROUNDED).sort_values(COLUMNS[:8], kind="stable")
     return rows.drop_duplicates(COLUMNS[:8])
 
 
 def main() -> None:
-    "Write rows.csv and ablation.csv where something was measured, and tune.csv where something was searched"
+    "Write rows.csv, ablation.csv and sizes.csv where something was measured, and tune.csv where something was searched"
     if len(sys.argv) < 2: sys.exit(__doc__)
     folders = [Path(folder) for folder in sys.argv[1:]]
-    for name, wanted in (("rows", False), ("ablation", True)):
-        part = [folder for folder in folders if is_ablation(folder) == wanted]
+    for name, metrics in TABLES.items():
+        part = [folder for folder in folders if table_of(folder) == name]
         if not any(rows_of(folder) for folder in part): continue
-        (rows := gather(part)).to_csv(RESULTS / f"{name}.csv", index=False)
+        (rows := gather(part, metrics)).to_csv(RESULTS / f"{name}.csv", index=False)
         print(f"{name}.csv: {len(rows)} rows of {len(rows.drop_duplicates(COLUMNS[:4]))} places")
     if searched := sorted(file for folder in folders for file in folder.glob("tune-*.csv")):
         table = pd.concat([search_of(file) for file in searched], ignore_index=True)
