@@ -26,7 +26,7 @@ venv: .venv/dev ## Make .venv with the package and everything for development
 	@$(PIP) -e ".[dev]"
 	@touch $@ .venv/demo
 
-demo: .venv/demo ## Watch a network forget 20 drawn people (two minutes)
+demo: .venv/demo ## Watch a network forget 20 drawn people (a minute or two)
 	$(BIN)/one-shui demo --out runs/demo
 
 test: .venv/dev ## Run every notebook's cells, then tests/

@@ -103,7 +103,7 @@ def demo_command(
     out: Annotated[str, typer.Option(help="Folder of the run.")] = "runs/demo",
     seed: Annotated[int, typer.Option(help="Another seed, other people.", min=0)] = 0,
 ):
-    "Watch a network forget 20 drawn people, in about two minutes on a laptop."
+    "Watch a network forget 20 drawn people, in a minute or two on a laptop."
     from one_shui.experiment import Config
     methods = "original", "retrain", "gradient_ascent", "metaunlearn", "key_edit"
     _run(Config(seed=seed, methods=methods, toy=dict(n_people=200, n_photos=12)), out)

@@ -205,7 +205,7 @@ def save_page(
 _LEGEND = """<p>Scores in percent. ToW 100 is indistinguishable from retraining.
 The loss attack's AUC is 50 when forget pictures look like pictures never seen.
 Access: <em>support</em> sees one picture a person; <em>statistics</em> also an artifact made before anybody asked;
-<em>full</em> all training pictures. Over-forgot: the score on people who never asked fell by more than 5 points.
+<em>full</em> all training pictures. Over-forgot: the score on val (people never trained on) fell by more than 5 points.
 Seconds: the time a method took at the request.</p>"""
 _COSTS = """<p>Pictures read count repetitions. Peak MB is memory above what was in use before.
 A setting from the nearest cell was published for another situation than this one.</p>"""

@@ -92,7 +92,7 @@ def published_settings(
     cells, kind = CELLS.get(method, []), family(arch)
     if not cells: return {}, "defaults of the class"
     ratio = lambda cell: abs(math.log(cell.n_forget / n_forget))
-    nearest = min(cells, key=lambda cell: (cell.family != kind, cell.dataset != dataset, ratio(cell)))
+    nearest = min(cells, key=lambda cell: (cell.dataset != dataset, cell.family != kind, ratio(cell)))
     own = (nearest.dataset, nearest.family, nearest.n_forget) == (dataset, kind, n_forget)
     where = f"{nearest.dataset}, {nearest.family}, N_S {nearest.n_forget} ({nearest.source})"
     return dict(nearest.values), where if own else f"nearest cell: {where}"

@@ -276,7 +276,7 @@ def gain_chart(
 
 _LEGEND = """<p>Scores in percent. ± is a 95 % interval over seeds (Student's t). ToW 100 is indistinguishable from retraining;
 ToW gained is the paired difference to doing nothing.
-Over-forgot: in how many seeds the score on people who never asked fell by more than 5 points.
+Over-forgot: in how many seeds the score on val (people never trained on) fell by more than 5 points.
 Seconds: median of the time a method took at the request.</p>"""
 
 

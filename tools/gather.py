@@ -46,7 +46,7 @@ TABLES = {"rows": METRICS, "ablation": METRICS, "sizes": {"mAP", "accuracy", "To
 def table_of(folder: Path) -> str:
     "Which of `TABLES` a folder's rows go into: variants of one method and requests of several sizes have tables of their own"
     grid = json.loads(file.read_text()) if (file := folder / "grid.json").exists() else {}
-    if grid.get("name") == "ablation": return "ablation"
+    if grid.get("name") == "key-edit-ablation": return "ablation"
     return "sizes" if len(grid.get("over", {}).get("n_forget", [])) > 1 else "rows"
 
 
