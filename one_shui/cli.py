@@ -485,7 +485,9 @@ def _pairs(given: list[str], option: str) -> dict[str, list[str]]:
     pairs = [text.partition("=") for text in given]
     for name, equals, values in pairs:
         if not (name and equals and values): raise BadInput(f"can't read {option} {name}{equals}{values}; write {option} NAME=VALUE,VALUE")
-    return {name: values.split(",") for name, _, values in pairs}
+    found: dict[str, list[str]] = {}
+    for name, _, values in pairs: found.setdefault(name, []).extend(values.split(","))
+    return found
 
 # %% ../nbs/52_cli.ipynb #0ce8cc36
 @bench.command(name="grid", epilog="Examples:\n\n`one-shui bench toy --out grids/toy`\n\n"
@@ -503,7 +505,7 @@ def bench_grid_command(
     address: Annotated[str, typer.Option(help="Of a Ray cluster; default: one on this machine.")] = "",
     gpus: Annotated[float, typer.Option(help="Graphics cards a step needs (ray); 0.5: two steps share one.", min=0)] = 0.,
     attack: Annotated[bool, typer.Option("--attack", help="Audit every network as well: RMIA, linkage, probe, relearning.")] = False,
-    views: Annotated[int, typer.Option(help="Of each picture in RMIA.", min=1, max=8)] = 4,
+    views: Annotated[Optional[int], typer.Option(help="Of each picture in RMIA; default: 4, or what the grid says.", min=1, max=8)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the steps, estimate time and disk, compute nothing.")] = False,
 ):
     "Every method in every place of a grid; what two cells share is computed once."
@@ -514,14 +516,16 @@ def bench_grid_command(
     from one_shui.grid import only as narrowed
     from one_shui.grid import plan, read_grid
     from one_shui.store import Store
-    from one_shui.tables import estimate, grid_folder, grid_table, run_grid, save_grid_report
+    from one_shui.tables import estimate, failures, grid_folder, grid_table, run_grid, save_grid_report
     asked, wanted = read_grid(grid), _pairs(only or [], "--only")
-    if attack: asked = replace(asked, attack={**(asked.attack or {}), "views": views})
+    if views is not None and not attack: raise BadInput("--views says how to attack; add --attack, or leave it out")
+    if attack: asked = replace(asked, attack={**(asked.attack or {}), **({} if views is None else {"views": views})})
     if root: asked = replace(asked, config={**asked.config, "root": str(Path(root).resolve())})
     if asked.config.get("dataset", "toy") != "toy" and not asked.config.get("root"):
         raise BadInput(f"the grid {asked.name} needs {asked.config['dataset']}; say where it is (--root DATA)")
     cells, who = narrowed(asked.cells, wanted), Engine(engine, workers, threads, address, gpus)  # type: ignore[arg-type]
-    command = " ".join(["one-shui bench", grid, *(f"--only {text}" for text in only or []), *([f"--attack --views {views}"] * attack)])
+    attacks = ["--attack"] * attack + [f"--views {views}"] * (views is not None)
+    command = " ".join(["one-shui bench", grid, *(f"--only {text}" for text in only or []), *attacks])
     if dry_run:
         told = estimate(Store(Path(out) / "steps"), plan(cells, asked.audit), threads)
         shown = told.assign(minutes=(60 * told["hours"]).round(1), gb=told["gb"].round(2)).drop(columns="hours")
@@ -530,7 +534,7 @@ def bench_grid_command(
         return
     grid_folder(out, asked)
     rows, failed = run_grid(asked, cells, out, who, command, sys.stderr.isatty())
-    if len(rows): typer.echo(f"{grid_table(rows).to_string()}\n\nreport: {save_grid_report(rows, out, failed).resolve()}")
+    if len(rows): typer.echo(f"{grid_table(rows).to_string()}\n\nreport: {save_grid_report(rows, out, failures(out)).resolve()}")
     typer.echo(f"rows: {Path(out).resolve() / 'results.parquet'}")
     if len(failed):
         typer.echo(f"\n{len(failed)} steps failed:\n{failed.to_string(index=False)}", err=True)
@@ -551,7 +555,9 @@ def results_command(
 ):
     "Ask a grid's rows: mean and 95 % interval over seeds."
     from one_shui.tables import grid_table, keep, read_rows, table_text, with_gain
-    rows = keep(with_gain(read_rows(folder), against), _pairs(where or [], "--where"))
+    wanted = _pairs(where or [], "--where")
+    if "metric" in wanted: raise BadInput("--where can't choose a metric; use --across COLUMN --metric NAME")
+    rows = keep(with_gain(read_rows(folder), against, against != "original" or metric == "ToW gained"), wanted)
     index = tuple(name for name in by.split(",") if name)
     if across: index = tuple(name for name in index if name != across)
     typer.echo(table_text(grid_table(rows, index, across, metric), form), nl=False)  # type: ignore[arg-type]
@@ -560,13 +566,8 @@ def results_command(
 @app.command(name="report", epilog="Example:\n\n`one-shui report grids/toy`")
 def report_command(folder: Annotated[str, typer.Argument(help="Of a grid.")]):
     "Write a grid's page anew: charts, tables, where the numbers come from."
-    from pathlib import Path
-
-    import pandas as pd
-
-    from one_shui.tables import read_rows, save_grid_report
-    rows, failed = read_rows(folder), Path(folder) / "failed.csv"
-    typer.echo(f"report: {save_grid_report(rows, folder, pd.read_csv(failed) if failed.exists() else None).resolve()}")
+    from one_shui.tables import failures, read_rows, save_grid_report
+    typer.echo(f"report: {save_grid_report(read_rows(folder), folder, failures(folder)).resolve()}")
 
 # %% ../nbs/52_cli.ipynb #14297d53
 @bench.command(name="loaders", epilog="Example:\n\n`one-shui bench loaders --root DATA`")
@@ -621,7 +622,9 @@ def bench_scaling_command(
     method: Annotated[Optional[str], typer.Option(help="Methods with commas between; default: four that prepare.")] = None,
     only: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE,VALUE of photos, people, n_forget or width; default: all.")] = None,
 ):
-    "How time and memory of each step grow with pictures, people, requests and parameters."
+    "How time and memory of each step grow with pictures, people, people who ask and parameters."
+    from pathlib import Path
+
     from one_shui.scaling import AXES, METHODS, growth, measure_growth
     from one_shui.splits import write_text
     from one_shui.unlearn import find_method
@@ -629,7 +632,8 @@ def bench_scaling_command(
     for name in names: find_method(name)
     try: axes = {name: [int(value) for value in values] for name, values in _pairs(only or [], "--only").items()} or AXES
     except ValueError as error: raise BadInput(f"--only {only}: {error}; write whole numbers, people=100,200") from error
-    write_text(out, "")  # refused now, not after the work
+    write_text(probe := Path(f"{out}.probe"), "")  # refused now, not after the work
+    probe.unlink()
     rows = measure_growth(axes, size, names, progress=sys.stderr.isatty())
     write_text(out, rows.to_csv(index=False))
     try: typer.echo(growth(rows).round(2).to_string())

@@ -15,8 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import pandas as pd
 from fastai.torch_core import default_device
@@ -30,7 +29,7 @@ from .models import ModelSpec, check_spec, create_model, load_model, save_model,
 from .scores import tug_of_war
 from .settings import published_settings
 from .splits import Splits, load_splits, make_splits, save_splits, write_text
-from .task import BadInput, Faces, check_choice
+from .task import BadInput, Faces, check_choice, check_facts
 from .together import together_callbacks
 from .toy import toy_faces
 from .training import RECIPES, Recipe, fit
@@ -101,20 +100,9 @@ def settings_from(config: Config, name: str) -> str:
     return f"given: {given}; others: {found}" if given else found
 
 
-def _check_types(config: Config) -> None:
-    "Raise `BadInput` for a field of the wrong type, as YAML may hold one"
-    for name, hint in get_type_hints(Config).items():
-        value, hints = getattr(config, name), get_args(hint) if isinstance(hint, UnionType) else [hint]
-        kinds = [get_origin(kind) or kind for kind in hints]
-        fits = any(isinstance(value, (int, float) if kind is float else kind) for kind in kinds)
-        if not fits or isinstance(value, bool) and bool not in kinds:
-            wanted = " or ".join("nothing" if kind is NoneType else kind.__name__ for kind in kinds)
-            raise BadInput(f"{name} is {value!r}; it should be {wanted}")
-
-
 def check_config(config: Config) -> None:
     "Raise `BadInput` for anything that can be known to be wrong without looking at pictures"
-    _check_types(config)
+    check_facts(vars(config), get_type_hints(Config), "the run", "see one-shui run --help")
     check_choice("dataset", config.dataset, ["toy", *READERS])
     if config.recipe is not None: check_choice("recipe", config.recipe, RECIPES)
     if config.n_forget < 1:
@@ -124,7 +112,11 @@ def check_config(config: Config) -> None:
     if not config.methods: raise BadInput("no method to run; give at least one (--method original,retrain)")
     if stray := config.settings.keys() - set(config.methods):
         raise BadInput(f"settings for {sorted(stray)[0]}, which isn't among the methods {', '.join(config.methods)}")
-    for name in config.methods: make_method(config, name)
+    for name in config.methods:
+        make_method(config, name)
+        given, hints = config.settings.get(name, {}), get_type_hints(find_method(name))
+        check_facts(given, {key: hints[key] for key in given}, f"settings of {name}",
+                    "see one-shui methods --json (and in YAML 1e-3 is text, 1.0e-3 a number)")
     check_spec(ModelSpec(config.arch, 1, config.size, config.of_training, config.arch_options))
     if config.weights and not Path(config.weights).is_file(): raise BadInput(f"no weights file {config.weights}")
 
@@ -254,7 +246,9 @@ def add_tow(
     if val_before is None: val_before = on_val.get("original")
     if val_before is not None:
         lost = val_before - on_val
-        guard = [{**rows[rows["method"] == name].iloc[0], "split": "val", "metric": "over_forgot", "value": float(drop > TOLERANCE)}
+        nothing = dict(low=float("nan"), high=float("nan"))
+        guard = [{**rows[rows["method"] == name].iloc[0], "split": "val", "metric": "over_forgot", "value": float(drop > TOLERANCE),
+                  **nothing}
                  for name, drop in lost.items()]
         rows = pd.concat([rows, pd.DataFrame(guard)], ignore_index=True)[COLUMNS]
     scores = rows[rows["metric"].isin(["mAP", "accuracy"])].pivot(index="method", columns="split", values="value")

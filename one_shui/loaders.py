@@ -65,10 +65,11 @@ def _decode(
 
 # %% ../nbs/04_loaders.ipynb #c3c692b6
 def picture_key(faces: Faces, size: int, crop: float) -> str:
-    "16 hex digits that change with the files, the picture size or the crop"
-    stats = (os.stat(faces.root / path) for path in faces.table["path"])
+    "16 hex digits that change with the folder, the files in it, the picture size or the crop"
+    root = Path(faces.root or "").resolve()
+    stats = (os.stat(root / path) for path in faces.table["path"])
     lines = [f"{path} {s.st_size} {s.st_mtime_ns}" for path, s in zip(faces.table["path"], stats, strict=True)]
-    return hashlib.sha256("\n".join([f"v2 {size} {crop}", *lines]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join([f"v3 {root} {size} {crop}", *lines]).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:

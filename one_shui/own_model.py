@@ -19,11 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .ledger import check_facts
 from .models import ModelSpec, classifier_name, create_model, read_header
 from .request import PAST, Model, check_out, check_use, open_model, refuse_pickle, refuse_taken
 from .splits import write_file
-from .task import BadInput, Task
+from .task import BadInput, Task, check_facts
 
 # %% ../nbs/63_own_model.ipynb #ab065729
 @dataclass(frozen=True)

@@ -30,13 +30,13 @@ from torch import Tensor, nn
 
 from .attacks import auc_interval, threshold_attack
 from .faces import in_words_of, read_faces
-from .ledger import Ledger, canonical, check_facts, file_digest, now, open_ledger, plain, save_receipt, sign
+from .ledger import Ledger, canonical, file_digest, now, open_ledger, plain, save_receipt, sign
 from .loaders import FaceSet, cached_pictures, face_set
 from .models import load_model, read_header, weights_digest, write_tensors
 from .photos import Detector, read_photo
 from .rehearsal import Judge, Played, play_requests
 from .scores import predict, score_interval, score_name, task_score
-from .task import BadInput, Faces, Task, picture_losses
+from .task import BadInput, Faces, Task, check_facts, picture_losses
 from .unlearn import OF_ONE_RUN, Artifact, Unlearner, apply_method, find_method, prepare_method, settings_of
 from .verdict import forget_gap, rf_jsd
 

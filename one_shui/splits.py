@@ -9,6 +9,7 @@ __all__ = ['Splits', 'make_splits', 'write_file', 'write_text', 'save_splits', '
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def write_file(
     write: Callable[[Path], object],  # Writes to the path it is given
 ) -> None:
     "Write a file in one step: under a temporary name first, then a rename"
-    partial = Path(f"{file}.{os.getpid()}.part")
+    partial = Path(f"{file}.{secrets.token_hex(6)}.part")
     try:
         write(partial)
         os.replace(partial, file)

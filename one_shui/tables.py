@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EPOCHS', 'PREPARE', 'ANSWERS', 'ATTACKED', 'UNPUSHED', 'PLACE', 'COLUMNS_OF_TABLE', 'Form', 'estimate', 'grid_folder',
-           'run_grid', 'read_rows', 'place_columns', 'with_gain', 'keep', 'interval_text', 'grid_table', 'table_text',
-           'gain_chart', 'save_grid_report']
+           'run_grid', 'failures', 'read_rows', 'place_columns', 'with_gain', 'keep', 'interval_text', 'grid_table',
+           'table_text', 'gain_chart', 'save_grid_report']
 
 # %% ../nbs/73_tables.ipynb #c85c6180
 import html
@@ -20,9 +20,10 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.torch_core import default_device
+from filelock import FileLock
 
 from .audit import Audit, audit_table
-from .engines import Engine, run_jobs
+from .engines import FAILED, Engine, run_jobs
 from .experiment import Config
 from .grid import Cell, Grid, Job, collect, dataset_of, plan, sets_of
 from .loaders import DecodedPictures, cache_file
@@ -109,10 +110,13 @@ def grid_folder(
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as error: raise BadInput(f"can't write to {folder}: {error.strerror}; choose another folder (--out DIR)") from error
     file = folder / "grid.json"
-    held = json.loads(file.read_text(encoding="utf-8")) if file.exists() else dict(name=grid.name)
+    held: dict = json.loads(file.read_text(encoding="utf-8")) if file.exists() else dict(name=grid.name, attack=grid.attack)
     if held["name"] != grid.name:
         raise BadInput(f"{folder} holds the grid {held['name']}, not {grid.name}; choose another folder (--out DIR)")
-    attack = held.get("attack") if grid.attack is None else grid.attack  # a command that doesn't attack keeps what others found
+    if grid.attack is not None and held["attack"] is not None and Audit(**grid.attack) != Audit(**held["attack"]):
+        raise BadInput(f"networks in {folder} were attacked with {held['attack']}, not {grid.attack}; attack with the same settings, "
+                       "or choose another folder (--out DIR)")
+    attack = held["attack"] if grid.attack is None else grid.attack  # a command that doesn't attack keeps what others found
     write_text(file, json.dumps(dict(name=grid.name, config={k: v for k, v in grid.config.items() if k != "root"}, over=grid.over,
                                      methods=grid.methods, variants=grid.variants, attack=attack), indent=1) + "\n")
     return folder
@@ -137,10 +141,21 @@ def run_grid(
     store, jobs = Store(folder / "steps", command), plan(cells, grid.audit)
     try: failed = run_jobs(store.root, jobs, engine, command, progress)
     finally:
-        rows = collect(store, grid.name, grid.cells, _attacks(folder), grid.over)
-        write_file(folder / "results.parquet", rows.to_parquet)
-    write_text(folder / "failed.csv", failed.to_csv(index=False))
+        with FileLock(folder / "results.lock"):  # of two commands, the last to collect has seen what both found
+            rows = collect(store, grid.name, grid.cells, _attacks(folder), grid.over)
+            write_file(folder / "results.parquet", rows.to_parquet)
+    others = {job.step.address for job in plan(grid.cells, _attacks(folder))} - {job.step.address for job in jobs}
+    before = failures(folder)
+    write_text(folder / "failed.csv", pd.concat([before[before["address"].isin(others)], failed]).to_csv(index=False))
     return rows, failed
+
+
+def failures(
+    folder: str | Path,  # Of a grid
+) -> pd.DataFrame:       # As from `run_jobs`
+    "Steps that failed when they were last tried, by this command or an earlier one"
+    file = Path(folder) / "failed.csv"
+    return pd.read_csv(file, dtype={"address": str}, keep_default_na=False) if file.exists() else pd.DataFrame(columns=FAILED)
 
 
 def read_rows(
@@ -166,26 +181,33 @@ def place_columns(
 def with_gain(
     rows: pd.DataFrame,  # Of a grid
     against: str = "original",  # Method to compare with
+    needed: bool = True,  # Raise `BadInput` when that method is nowhere; else nothing is added
 ) -> pd.DataFrame:       # The same and more
-    "Add `ToW gained`: ToW over that of the original network, or another method's, in the same place; raises `BadInput`"
+    "Add `ToW gained`: ToW over that of the original network, or another method's, wherever both were measured"
     tow, place = rows[rows["metric"] == "ToW"], place_columns(rows)
     other = tow[(tow["method"] == against) & (tow["variant"] == "")]
-    if other.empty: raise BadInput(f"no ToW of {against!r} to compare with; there are {', '.join(tow['method'].unique())}")
+    if other.empty:
+        if not needed: return rows
+        raise BadInput(f"no ToW of {against!r} to compare with; there are {', '.join(tow['method'].unique()) or 'none of any method'}")
     here = tow[~tow["method"].isin(["original", "retrain", against]) | (tow["variant"] != "")]
     gained = here["value"].to_numpy() - other.set_index(place)["value"].reindex(pd.MultiIndex.from_frame(here[place])).to_numpy()
-    return pd.concat([rows, here.assign(metric="ToW gained", value=gained, low=np.nan, high=np.nan)], ignore_index=True)
+    pairs = here.assign(metric="ToW gained", value=gained, low=np.nan, high=np.nan)[np.isfinite(gained)]
+    return pd.concat([rows, pairs], ignore_index=True) if len(pairs) else rows
 
 # %% ../nbs/73_tables.ipynb #c5ffbdec
 def keep(
     rows: pd.DataFrame,
     wanted: dict[str, list[str]],  # By column: values to keep, as text
 ) -> pd.DataFrame:
-    "Rows that have one of the wanted values in each named column; raises `BadInput` when none is left"
+    "Rows that have one of the wanted values in each named column; raises `BadInput` for a value that no row has"
     for column, values in wanted.items():
         if column not in rows: raise BadInput(f"no column {column!r}; the columns are {', '.join(rows.columns)}")
-        have = rows[column].astype(str)
-        rows = rows[have.isin(values)]
-        if rows.empty: raise BadInput(f"no row has {column}={','.join(values)}; {column} is one of {', '.join(sorted(have.unique()))}")
+        have = set(rows[column].astype(str))
+        if strange := [value for value in values if value not in have]:
+            raise BadInput(f"no row has {column}={strange[0]}; {column} is one of {', '.join(sorted(have))}")
+    for column, values in wanted.items():
+        rows = rows[rows[column].astype(str).isin(values)]
+        if rows.empty: raise BadInput(f"no row is left with {column}={','.join(values)}; ask for less at once")
     return rows
 
 # %% ../nbs/73_tables.ipynb #ac52b471
@@ -199,36 +221,49 @@ COLUMNS_OF_TABLE = {"retain": ("retain", "score"), "forget": ("forget", "score")
                     "ToW gained": ("all", "ToW gained"), "loss attack AUC": ("forget", "loss attack AUC")}
 
 
-def _lines(rows: pd.DataFrame, across: str | None) -> tuple[str, ...]:
-    "Columns that tell cells apart which aren't seeds"
+def _differ(rows: pd.DataFrame) -> list[str]:
+    "Columns in which cells differ, but for seeds and the method"
     differ = [name for name in place_columns(rows) if not name.endswith("seed") and rows[name].astype(str).nunique() > 1]
-    return tuple(name for name in [*differ, "method", *(["variant"] if rows["variant"].any() else [])] if name != across)
+    return differ + ["variant"] * bool(rows["variant"].any())
+
+
+def _lines(rows: pd.DataFrame, index: tuple[str, ...], across: str | None) -> tuple[str, ...]:
+    "Columns that name a line; raises `BadInput` when it would be an average over more than seeds"
+    differ = [name for name in _differ(rows) if name != across]
+    if not index: return tuple([*(name for name in differ if name != "variant"), "method", *(name for name in differ if name == "variant")])
+    lines = [*index, *([across] if across else [])]
+    for column in lines:
+        if column not in rows: raise BadInput(f"no column {column!r}; the columns are {', '.join(rows.columns)}")
+    for name in [*differ, "method"]:
+        if name not in lines and (rows.groupby(lines)[name].nunique() > 1).any():
+            raise BadInput(f"a line would be an average over {name} ({', '.join(sorted(rows[name].astype(str).unique()))}); "
+                           f"name it too, or narrow {name} down to one")
+    return index
 
 
 def grid_table(
     rows: pd.DataFrame,      # Of a grid
     index: tuple[str, ...] = (),  # Columns that name a line; none: method, and whatever else isn't the same everywhere but seeds
     across: str | None = None,   # A column to spread a single metric over; None: the usual metrics side by side
-    metric: str = "ToW",     # That single metric
+    metric: str = "ToW",     # That single metric; where several sets have it, on forget
 ) -> pd.DataFrame:           # Text
     "Mean ± 95 % interval over seeds"
-    if "ToW gained" not in set(rows["metric"]): rows = with_gain(rows)
-    index = index or _lines(rows, across)
+    if "ToW gained" not in set(rows["metric"]): rows = with_gain(rows, needed=False)
+    if across and across not in rows: raise BadInput(f"no column {across!r}; the columns are {', '.join(rows.columns)}")
+    index = _lines(rows, index, across)
     rows = rows.assign(metric=rows["metric"].replace({"mAP": "score", "accuracy": "score"}))
-    for column in [*index, *([across] if across else [])]:
-        if column not in rows: raise BadInput(f"no column {column!r}; the columns are {', '.join(rows.columns)}")
     if across:
         known = sorted(rows["metric"].unique())
         if metric not in known: raise BadInput(f"no metric {metric!r}; the metrics are {', '.join(known)}")
-        split = "forget" if metric == "score" and across != "split" else None
-        rows = rows[(rows["metric"] == metric) & ((rows["split"] == split) if split else True)]
+        rows = rows[rows["metric"] == metric]
+        if rows["split"].nunique() > 1 and "split" not in (across, *index): rows = rows[rows["split"] == "forget"]
         return rows.groupby([*index, across], sort=False)["value"].agg(interval_text).unstack(across).fillna("–")
     grouped = {name: rows[(rows["split"] == split) & (rows["metric"] == kind)].groupby(list(index), sort=False)["value"].agg(interval_text)
                for name, (split, kind) in COLUMNS_OF_TABLE.items()}
     over = rows[rows["metric"] == "over_forgot"].groupby(list(index), sort=False)["value"].agg(lambda v: f"{int(v.sum())} of {len(v)}")
     once = rows.drop_duplicates([*place_columns(rows), "method", "variant"])
     seconds = once.groupby(list(index), sort=False)["seconds"].median().map("{:.1f}".format)
-    return pd.DataFrame({**grouped, "over-forgot": over, "seconds": seconds}).reindex(seconds.index).fillna("–")
+    return pd.DataFrame({**grouped, "over-forgot": over, "seconds": seconds}).reindex(seconds.index).astype(object).fillna("–")
 
 # %% ../nbs/73_tables.ipynb #5954d19a
 Form = Literal["markdown", "latex", "csv", "html"]
@@ -256,7 +291,8 @@ def gain_chart(
 ) -> alt.TopLevelMixin:
     "What each method gains in ToW over doing nothing, one column for each size of the request"
     gained = with_gain(rows).query("metric == 'ToW gained'")
-    gained = gained.assign(method=gained["method"] + gained["variant"].map(lambda name: f", {name}" if name else ""))
+    apart = ["method", *(name for name in _differ(gained) if name != "n_forget")]
+    gained = gained.assign(method=gained[apart].astype(str).agg(lambda line: ", ".join(filter(None, line)), axis=1))
     shown = gained.groupby(["n_forget", "method", "access"], sort=False)["value"].agg(lambda v: mean_and_interval(v)).reset_index()
     shown[["mean", "half"]] = shown.pop("value").to_list()
     shown = shown.assign(low=shown["mean"] - shown["half"], high=shown["mean"] + shown["half"])
@@ -290,8 +326,7 @@ def save_grid_report(
     def shown(frame: pd.DataFrame) -> str: return f'<div class="wide" tabindex="0">{frame.to_html(index=False, border=0, na_rep="–")}</div>'
     cells = len(rows.drop_duplicates([*place_columns(rows), "method", "variant"]))
     sections = [("", f"<p>{cells} cells of the grid {html.escape(rows['grid'].iloc[0])}.</p>")]
-    compared = rows[~rows["method"].isin(["original", "retrain"])]
-    if len(compared) and "original" in set(rows["method"]):
+    if "ToW gained" in set(with_gain(rows, needed=False)["metric"]):
         sections.append(("Gain over doing nothing", chart_html("gain", gain_chart(rows))))
     named = [name for name in place_columns(rows) if not name.endswith("seed")]
     for place, part in rows.groupby(named, sort=False):
