@@ -230,7 +230,7 @@ def code_of(
 ) -> str:
     "Version of the code that does a step: how a run goes, and what is special to the step"
     special = find_method(method).__module__ if kind in ("prepare", "unlearn") else "one_shui.audit"
-    if special == "__main__": raise BadInput(f"{method} is defined in a script or notebook; put it into a module, so that its code has a version")
+    if special == "__main__": raise BadInput(f"{method} is defined in a script; put it into a module, so that its code has a version")
     return code_version("one_shui.experiment", *([] if kind in ("pretrain", "score") else [special]))
 
 # %% ../nbs/71_grid.ipynb #f1fab2ec
