@@ -9,6 +9,7 @@ import pytest
 
 from one_shui.cli import main
 from one_shui.experiment import Config, load_run, run
+from one_shui.scores import mean_and_interval
 from one_shui.settings import CELLS
 from one_shui.task import BadInput
 from one_shui.unlearn import METHODS, Artifact, apply_method, find_method, prepare_method
@@ -125,3 +126,15 @@ def test_settings_of_our_own_are_those_that_the_stored_search_found():
         best = searched[searched["method"] == name].dropna(subset="simulated ToW").sort_values("simulated ToW").iloc[-1]
         assert (best["dataset"], best["n_forget"]) == (cell.dataset, cell.n_forget)
         assert {setting: best[setting] for setting in cell.values} == cell.values
+
+
+def test_readme_has_the_gains_that_are_stored():
+    root = Path(__file__).parent.parent
+    tow = pd.read_csv(root / "data/results/sizes.csv").query("metric == 'ToW'").set_index(["n_forget", "seed", "method"])["value"]
+    gained = tow.unstack("method").pipe(lambda wide: wide.sub(wide.pop("original"), axis=0)).drop(columns="retrain")
+    text = (root / "README.md").read_text(encoding="utf-8").split("### Requests of other sizes")[1]
+    for method, values in gained.items():
+        line = next(line for line in text.splitlines() if line.startswith(f"| `{method}` "))
+        for size, cell in zip((5, 20, 50), line.split("|")[3:6], strict=True):
+            told = [float(number) for number in cell.split("±")]
+            assert told == pytest.approx(mean_and_interval(values[size]), abs=.051), (method, size)
