@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'RELEASE', 'AUGMENTATIONS', 'upright', 'picture_key', 'cache_folder', 'cache_file', 'BadPictures',
-           'without_bad', 'cached_pictures', 'DecodedPictures', 'FaceSet', 'face_set', 'random_affine', 'Plain', 'Warp',
-           'Erase', 'batch_transforms', 'FaceLoader', 'face_loaders']
+           'without_bad', 'cached_pictures', 'DecodedPictures', 'Meter', 'Spent', 'FaceSet', 'face_set',
+           'random_affine', 'Plain', 'Warp', 'Erase', 'batch_transforms', 'FaceLoader', 'face_loaders']
 
 # %% ../nbs/04_loaders.ipynb #116e3099
 import copy
@@ -15,9 +15,10 @@ import json
 import math
 import mmap
 import os
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,31 @@ def _release(pictures: np.ndarray) -> None:
     mapped = getattr(pictures, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"): mapped.madvise(mmap.MADV_DONTNEED)
 
+# %% ../nbs/04_loaders.ipynb #726d03e3
+@dataclass
+class Meter:
+    "What using a set, and its subsets, has cost so far"
+    reads: int = 0       # Pictures handed out; one that was read twice counts twice
+    before: float = 0.   # Seconds of processes that were killed, as far as a later one went on from them
+
+
+class Spent:
+    "What a run that may be killed has used of some sets since it began"
+    def __init__(self, *sets: "FaceSet"):
+        self.meters, self.start = [pictures.meter for pictures in sets], time.perf_counter()
+        self.reads = [meter.reads for meter in self.meters]
+
+    def told(self) -> dict:
+        "JSON-ready, for a checkpoint"
+        read = [meter.reads - first for meter, first in zip(self.meters, self.reads, strict=True)]
+        return dict(seconds=time.perf_counter() - self.start, reads=read)
+
+    def go_on(self, told: dict) -> None:
+        "Count as if the run that wrote a checkpoint had never stopped"
+        for meter, first, read in zip(self.meters, self.reads, told["reads"], strict=True): meter.reads = first + read
+        self.meters[0].before += told["seconds"]
+        self.start -= told["seconds"]
+
 # %% ../nbs/04_loaders.ipynb #eb486bed
 class FaceSet:
     "Some pictures of a dataset with their labels and people, in memory or mapped from disk"
@@ -216,7 +242,7 @@ class FaceSet:
         identities: np.ndarray,  # (all,) who each picture shows
         task: Task,              # What the targets mean
     ):
-        self._rows, self.task, self._seen, self._reads = np.asarray(rows), task, 0, [0]
+        self._rows, self.task, self._seen, self.meter = np.asarray(rows), task, 0, Meter()
         self._pictures: np.ndarray | None = pictures
         self._targets: np.ndarray | None = targets[self._rows]
         self._identities: np.ndarray | None = identities[self._rows]
@@ -230,18 +256,13 @@ class FaceSet:
     def lend(self) -> "FaceSet":
         "The same pictures, for somebody else: counts its own reads, and can be closed on its own"
         new = self.subset(slice(None))
-        new._reads = [0]
+        new.meter = Meter()
         return new
 
     def take_out(self) -> "FaceSet":
         "The same pictures in memory of their own: nothing else of the dataset can be reached through them"
         pictures = np.stack([self._open(self._pictures)[row] for row in self._rows])
         return FaceSet(pictures, np.arange(len(self)), self._open(self._targets), self.identities, self.task)
-
-    @property
-    def reads(self) -> int:
-        "Pictures handed out so far, by this set and its subsets; one that was read twice counts twice"
-        return self._reads[0]
 
     def _open(self, what):
         if what is None: raise ValueError("these pictures are gone: the set was closed when the method's preparation ended")
@@ -274,7 +295,7 @@ class FaceSet:
         pictures = self._open(self._pictures)
         read = pictures[self._rows[positions]]
         self._seen += read.nbytes
-        self._reads[0] += len(positions)
+        self.meter.reads += len(positions)
         if self._seen > RELEASE:
             _release(pictures)
             self._seen = 0

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import __version__
-from .loaders import FaceLoader, FaceSet
+from .loaders import FaceLoader, FaceSet, Spent
 from .metaloss import (
     MetaLoss, Moved, Objective, Support, loss_sequence, meta_gradient, moved_parameters, unlearning_step, val_levels)
 from .models import logits_and_features, read_tensors, weights_digest, write_tensors
@@ -87,16 +87,16 @@ class _State:
     facts: dict                            # Curve, history, the best round's strength and simulated ToW
     best: dict[str, Tensor]                # The losses' tensors in the best round
 
-    def save(self, file: Path) -> None:
+    def save(self, file: Path, spent: Spent) -> None:
         tensors = {f"losses.{name}": t.clone() for name, t in self.losses.state_dict().items()}
         tensors |= {f"best.{name}": t for name, t in self.best.items()}
         for number, of_one in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value for key, value in of_one.items()}
-        write_tensors(file, tensors, self.facts)
+        write_tensors(file, tensors, dict(self.facts, spent=spent.told()))
 
-    def load(self, file: Path, expected: dict) -> bool:
-        "Go on from a file, if there is one; raises `BadInput` when it belongs to other settings"
-        if not file.exists(): return False
+    def load(self, file: Path, expected: dict) -> dict | None:
+        "Go on from a file, if there is one, and return what was spent; raises `BadInput` when it belongs to other settings"
+        if not file.exists(): return None
         tensors, facts = read_tensors(file)
         for name, wanted in expected.items():
             if facts.get(name) != wanted:
@@ -109,8 +109,9 @@ class _State:
             number, key = name.split(".", 1)
             state.setdefault(int(number), {})[key] = tensor
         self.optimizer.load_state_dict(dict(state=state, param_groups=self.optimizer.state_dict()["param_groups"]))
+        spent = facts.pop("spent")
         self.facts, self.best = facts, part("best.")
-        return True
+        return spent
 
 # %% ../nbs/41_metaunlearn.ipynb #ac20c647
 def _build(method: "MetaUnlearn", task: Task, n_features: int, n_people: int) -> nn.ModuleList:
@@ -271,7 +272,7 @@ class MetaUnlearn(Unlearner):
 
     def prepare(self, model: nn.Module, train: FaceSet, val: FaceSet) -> Artifact:
         "Meta-train the loss on simulated requests"
-        device, people = next(model.parameters()).device, sorted(set(train.identities))
+        device, people, spent = next(model.parameters()).device, sorted(set(train.identities)), Spent(train, val)
         players, judges = _hold_out(train, self.held_out, self.n_forget, self.seed)
         if self.held_out and not judges:
             warnings.warn(f"{len(people)} people are too few to hold some out from requests of {self.n_forget}; "
@@ -281,14 +282,16 @@ class MetaUnlearn(Unlearner):
         optimizer = torch.optim.AdamW(losses.parameters(), self.lr, amsgrad=True)
         card = dict(settings=settings_of(self), weights=weights_digest(model.state_dict()), pictures=len(train), players=len(players))
         state = _State(losses, optimizer, dict(card, judges=len(judges), round=0, curve=[], history=[], chosen=None), {})
-        if not (self.checkpoint and state.load(self.checkpoint, card)): _judge(self, state, model, train, val, people, judges)
+        earlier = state.load(self.checkpoint, card) if self.checkpoint else None
+        if earlier is None: _judge(self, state, model, train, val, people, judges)
         playing, val_batches = train.subset(np.isin(train.identities, players).nonzero()[0]), _Batches(val, self.batch_size, device)
         levels = val_levels(model, train.task, val_batches, self.objective)
+        if earlier: spent.go_on(earlier)
         bar = tqdm(desc="meta-training", total=self.epochs, initial=state.facts["round"], disable=not self.progress)
         while state.facts["round"] < self.epochs and not self._tired(state):
             _play(self, state, model, playing, people, val_batches, levels)
             _judge(self, state, model, train, val, people, judges)
-            if self.checkpoint: state.save(self.checkpoint)
+            if self.checkpoint: state.save(self.checkpoint, spent)
             bar.update()
         bar.close()
         if self.checkpoint: self.checkpoint.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .loaders import FaceSet, face_loaders
+from .loaders import FaceSet, Spent, face_loaders
 from .models import read_tensors, write_tensors
 from .scores import task_score
 from .splits import write_text
@@ -173,14 +173,14 @@ class ResumeCallback(Callback):
     "Save what is needed to go on after each epoch"
     order = 80
 
-    def __init__(self, file: Path, facts: dict): self.file, self.facts = file, facts
+    def __init__(self, file: Path, facts: dict, spent: Spent): self.file, self.facts, self.spent = file, facts, spent
 
     def after_epoch(self):
         tensors = {f"model.{name}": tensor for name, tensor in self.learn.model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in (self.learn.kept.best or {}).items()}
         for number, state in self.opt.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items() if value is not None}
-        write_tensors(self.file, tensors, dict(facts=self.facts, history=self.learn.kept.history))
+        write_tensors(self.file, tensors, dict(facts=self.facts, history=self.learn.kept.history, spent=self.spent.told()))
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -223,14 +223,14 @@ def fit(
     if len(train) < 2: raise BadInput(f"{len(train)} pictures to train on are too few")
     device = default_device()
     facts = json.loads(json.dumps(dict(recipe=asdict(recipe), seed=seed, pictures=len(train))))
-    tensors, history = _load_state(state, facts)
+    tensors, history = _load_state(state, facts, spent := Spent(train, val))
     net = Bfloat16(model) if recipe.bf16 and bf16_pays(device) else model
     net.to(device).to(memory_format=torch.channels_last)
     kinds = dict(adamw=partial(torch.optim.AdamW, fused=True), sgd=partial(torch.optim.SGD, momentum=.9))
     optimizer = partial(OptimWrapper, opt=kinds[check_choice("optimizer", recipe.optimizer, kinds)])
     kept = HistoryCallback(recipe, history, _part(tensors, "best") or None, Path(log) if log else None)
     callbacks = [RepeatableCallback(seed), ParamScheduler({"lr": _schedule(recipe)}), kept, *cbs]
-    if state: callbacks.append(ResumeCallback(Path(state), facts))
+    if state: callbacks.append(ResumeCallback(Path(state), facts, spent))
     learn = _ResumingLearner(
         face_loaders(train, val, recipe.batch_size, recipe.augment, device), net, partial(task_loss, train.task), optimizer, lr=recipe.lr,
         wd_bn_bias=True, train_bn=False, metrics=AccumMetric(partial(task_score, train.task), flatten=False), cbs=callbacks)
@@ -249,11 +249,12 @@ def fit(
     return pd.DataFrame(kept.history)
 
 # %% ../nbs/11_training.ipynb #1d0df2b1
-def _load_state(file: str | Path | None, facts: dict) -> tuple[dict[str, Tensor], list[dict]]:
+def _load_state(file: str | Path | None, facts: dict, spent: Spent) -> tuple[dict[str, Tensor], list[dict]]:
     "Tensors and log of an interrupted training, or nothing"
     if file is None or not Path(file).exists(): return {}, []
     tensors, header = read_tensors(file)
     if header["facts"] != facts:
         raise BadInput(f"{file} is an interrupted training with other settings: {header['facts']}, not {facts}; "
                        "delete it or use another folder")
+    spent.go_on(header["spent"])
     return tensors, header["history"]

@@ -269,11 +269,11 @@ def prepare_method(
         with watch_memory(next(model.parameters()).is_cuda) as peak, _seeded(method.seed):
             start = time.perf_counter()
             artifact = method.prepare(copy.deepcopy(model).eval(), *lent)
-            seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - start + sum(pictures.meter.before for pictures in lent)
     finally:
         for pictures in lent: pictures.close()
     facts = dict(artifact.facts, method=method.name, settings=settings_of(method), weights=weights_digest(model.state_dict()))
-    return Prepared(Artifact(artifact.tensors, facts), Cost(seconds, peak[0], sum(pictures.reads for pictures in lent)))
+    return Prepared(Artifact(artifact.tensors, facts), Cost(seconds, peak[0], sum(pictures.meter.reads for pictures in lent)))
 
 # %% ../nbs/30_unlearn.ipynb #caf9f4e8
 def check_artifact(
@@ -311,10 +311,11 @@ def apply_method(
     fresh = type(method)(**{f.name: getattr(method, f.name) for f in fields(method)})
     more = (forget, retain, val) if method.needs == "full" else ()
     lent = [support.take_out(), *(part if part is None else part.lend() for part in more)]
+    meters = [part.meter for part in lent if part is not None]
     with watch_memory(next(model.parameters()).is_cuda) as peak, _seeded(method.seed):
         start = time.perf_counter()
         unlearned = fresh.unlearn(copy.deepcopy(model).eval(), artifact, Handover(*lent))  # type: ignore[arg-type]
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start + sum(meter.before for meter in meters)
     if not all(p.isfinite().all() for p in unlearned.state_dict().values()):
         raise BadInput(f"{method.name} ({method}) left weights that aren't numbers; use a smaller step")
-    return unlearned.eval(), Cost(seconds, peak[0], sum(part.reads for part in lent if part is not None))
+    return unlearned.eval(), Cost(seconds, peak[0], sum(meter.reads for meter in meters))

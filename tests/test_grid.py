@@ -17,7 +17,7 @@ import torch
 from one_shui import engines
 from one_shui.cli import main
 from one_shui.engines import Engine, attempt
-from one_shui.grid import RESUMED, TIMES, Grid, collect, only, plan, read_grid
+from one_shui.grid import TIMES, Grid, collect, only, plan, read_grid
 from one_shui.store import Step, Store
 from one_shui.tables import failures, read_rows, run_grid
 from one_shui.task import BadInput
@@ -63,7 +63,7 @@ def copy(whole, tmp_path) -> Path:
 
 def numbers(folder: Path) -> pd.DataFrame:
     "What two runs of a grid have in common"
-    return read_rows(folder).drop(columns=[*TIMES, *RESUMED])
+    return read_rows(folder).drop(columns=TIMES)
 
 
 def same(folder: Path, whole: Path) -> None:
