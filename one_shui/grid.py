@@ -206,10 +206,20 @@ def _data_inputs(config: Config) -> dict:
                 seed=config.seed, clean=config.clean, skip_bad=config.skip_bad)
 
 
+@lru_cache(maxsize=4)
+def _digest(file: str, size: int, changed: int) -> str: return file_digest(file)
+
+
+def _weights_digest(file: str) -> str:
+    "Hash of a file of weights, which every cell of a grid asks for"
+    if not Path(file).exists(): raise BadInput(f"no file of weights {file}")
+    return _digest(file, (told := Path(file).stat()).st_size, told.st_mtime_ns)
+
+
 def _training_inputs(config: Config) -> dict:
     "What the original network depends on"
     return dict(data=_data_inputs(config), arch=config.arch, arch_options=config.arch_options, recipe=asdict(config.to_recipe()),
-                train_seed=config.of_training, pretrained=config.pretrained, weights=config.weights and file_digest(config.weights))
+                train_seed=config.of_training, pretrained=config.pretrained, weights=config.weights and _weights_digest(config.weights))
 
 # %% ../nbs/71_grid.ipynb #03377af3
 @dataclass(frozen=True)

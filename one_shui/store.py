@@ -39,12 +39,17 @@ INPUTS = ("one_shui.settings",)  # Modules of nothing but values, which steps na
 
 @cache
 def _imported(module: str) -> tuple[str, frozenset[str]]:
-    "A module's syntax tree, and the modules of its own package that it imports"
-    found = importlib.util.find_spec(module)
+    "A module's syntax tree, and what it imports from its own package: modules, and names that may be modules"
+    try: found = importlib.util.find_spec(module)
+    except ModuleNotFoundError: found = None  # a function of a module
     if found is None or not found.origin or not found.origin.endswith(".py"): return "", frozenset()
-    tree, package = ast.parse(Path(found.origin).read_text(encoding="utf-8")), module.split(".")[0]
-    names = [f"{package}.{node.module}" if node.level else node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    return ast.dump(tree), frozenset(name for name in names if name.startswith(f"{package}."))
+    tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom): continue
+        of = importlib.util.resolve_name("." * node.level + (node.module or ""), found.parent)
+        names |= {of, *(f"{of}.{alias.name}" for alias in node.names)}
+    return ast.dump(tree), frozenset(name for name in names if name.startswith(f"{module.split('.')[0]}."))
 
 
 @cache
@@ -59,7 +64,7 @@ def code_version(
         if name in seen or name in INPUTS: continue
         seen[name], imported = _imported(name)
         waiting += imported
-    return hashlib.sha256(canonical(seen)).hexdigest()[:16]
+    return hashlib.sha256(canonical({name: text for name, text in seen.items() if text})).hexdigest()[:16]
 
 # %% ../nbs/70_store.ipynb #d2937b25
 @dataclass(frozen=True)
