@@ -19,6 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from .metaloss import MetaLoss, MetaStep, Objective, Support, meta_gradient, meta_gradient_by_double_backward, val_levels
 from .models import ModelSpec, create_model, logits_and_features, read_tensors, write_tensors
@@ -68,6 +70,24 @@ def _gradient(
         levels = val_levels(model, meta_loss.task, val, OBJECTIVE)
         return meta_gradient_by_double_backward(*given, levels, ETA, OBJECTIVE)
 
+# %% ../nbs/55_bench_gradient.ipynb #ab2886df
+class _Work(TorchDispatchMode):
+    "Within it, floating-point operations are counted"
+    flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket): self.flops += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def _passes(form: Form, problem: tuple, levels: list[float]) -> float:
+    "The work of one form, in forward passes of one picture"
+    model, _, support, *_ = problem
+    with _Work() as one, torch.no_grad(): model(support.x[:1])
+    with _Work() as all_: _gradient(form, *problem, levels)
+    return all_.flops / one.flops
+
 # %% ../nbs/55_bench_gradient.ipynb #00403f5e
 def _peak_mb() -> float:
     "The most memory that this process has held, in MB"
@@ -77,21 +97,21 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts bytes
 
 
-def _measure(form: Form, spec: ModelSpec, people: int, batches: int, batch_size: int, file: str, answer) -> None:
-    "Run one form in this process; put seconds and peak memory in the queue, the gradient in a file"
+def _measure(form: Form, spec: ModelSpec, people: int, batches: int, batch_size: int, file: str, count: bool, answer) -> None:
+    "Run one form in this process; put seconds, peak memory and the work in the queue, the gradient in a file"
     model, meta_loss, support, forget, val = _problem(spec, people, batches, batch_size)
     levels = val_levels(model, meta_loss.task, val, OBJECTIVE)
     few = Support(*(t[:2] for t in support))
     _gradient(form, model, meta_loss, few, [(x[:2], y[:2]) for x, y in (forget[0],)], [(x[:2], y[:2]) for x, y in (val[0],)], levels[:1])
     start = time.perf_counter()
     step = _gradient(form, model, meta_loss, support, forget, val, levels)
-    seconds = time.perf_counter() - start
+    measured = time.perf_counter() - start, _peak_mb()
     write_tensors(file, step.gradient, {})
-    answer.put((seconds, _peak_mb()))
+    answer.put((*measured, _passes(form, (model, meta_loss, support, forget, val), levels) if count else 0.))
 
 
-def _in_a_process(*arguments) -> tuple[float, float] | None:
-    "Seconds and peak MB of one measurement; None when the system killed it for want of memory"
+def _in_a_process(*arguments) -> tuple[float, float, float] | None:
+    "Seconds, peak MB and passes of one measurement; None when the system killed it for want of memory"
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
     process = context.Process(target=_measure, args=(*arguments, answer))
@@ -112,21 +132,22 @@ def bench_meta_gradient(
     rounds: int = 3,                     # Medians are over so many
     outputs: int = 40,                   # Attributes
     forms: tuple[Form, ...] = FORMS,     # Which to measure; ratios need two
-) -> dict:                               # JSON-ready: seconds and peak_mb of each form (None: out of memory), ratios, differences
+) -> dict:                               # JSON-ready: seconds, peak_mb, passes of each form (None: out of memory), ratios, differences
     "Time and memory of three forms of the same meta-gradient, measured in turn in fresh processes"
     spec = ModelSpec(arch, outputs, size, options={} if patch_size is None else dict(patch_size=patch_size))
-    found: dict[str, list[tuple[float, float] | None]] = {form: [] for form in FORMS}
+    found: dict[str, list[tuple[float, float, float] | None]] = {form: [] for form in FORMS}
     with tempfile.TemporaryDirectory() as folder:
         files = {form: f"{folder}/{form}.safetensors" for form in FORMS}
-        for _ in range(rounds):
+        for k in range(rounds):
             for form in forms:
-                if None not in found[form]: found[form].append(_in_a_process(form, spec, people, batches, batch_size, files[form]))
+                if None not in found[form]: found[form].append(_in_a_process(form, spec, people, batches, batch_size, files[form], k == 0))
         gradients = {form: read_tensors(file)[0] for form, file in files.items() if os.path.exists(file)}
     median: dict[str, dict | None] = {form: None for form in FORMS}
     for measured, rows in found.items():
         done = [row for row in rows if row is not None]
         if not done or None in rows: continue
-        median[measured] = {name: statistics.median(row[k] for row in done) for k, name in enumerate(("seconds", "peak_mb"))}
+        seconds, peak_mb, passes = zip(*done, strict=True)
+        median[measured] = dict(seconds=statistics.median(seconds), peak_mb=statistics.median(peak_mb), passes=passes[0])
 
     def ratio(key: str, of: str, to: str) -> float | None:
         one, other = median[of], median[to]
@@ -135,6 +156,7 @@ def bench_meta_gradient(
     apart = [_apart(gradients["forward_mode"], gradients[form]) for form in FORMS[:2] if {form, "forward_mode"} <= gradients.keys()]
     return dict(
         **median, speedup=ratio("seconds", "reference", "forward_mode"), memory_ratio=ratio("peak_mb", "forward_mode", "reference"),
+        work_ratio=ratio("passes", "reference", "forward_mode"),
         speedup_over_careful=ratio("seconds", "double_backward", "forward_mode"),
         memory_ratio_to_careful=ratio("peak_mb", "forward_mode", "double_backward"),
         max_relative_difference=max(apart, default=None))
