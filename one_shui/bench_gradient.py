@@ -83,9 +83,9 @@ class _Work(TorchDispatchMode):
 
 def _passes(form: Form, problem: tuple, levels: list[float]) -> float:
     "The work of one form, in forward passes of one picture"
-    model, _, support, *_ = problem
+    model, meta_loss, support, forget, val = problem
     with _Work() as one, torch.no_grad(): model(support.x[:1])
-    with _Work() as all_: _gradient(form, *problem, levels=levels)
+    with _Work() as all_: _gradient(form, model, meta_loss, support, forget, val, levels)
     return all_.flops / one.flops
 
 # %% ../nbs/55_bench_gradient.ipynb #00403f5e
