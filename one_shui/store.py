@@ -111,12 +111,10 @@ class Store:
     "A folder of finished steps"
     def __init__(
         self,
-        root: str | Path,   # Made when missing; raises `BadInput` when that isn't possible
+        root: str | Path,   # Made when there is something to keep
         command: str = "",  # That steps are computed for; "": this process's
     ):
         self.root, self.command = Path(root), command
-        try: (self.root / "locks").mkdir(parents=True, exist_ok=True)
-        except OSError as error: raise BadInput(f"can't write to {root}: {error.strerror}; choose another folder (--out DIR)") from error
 
     def folder(self, step: Step) -> Path:
         "Where a step's files are or will be"
@@ -146,9 +144,11 @@ class Store:
         step: Step,
         build: Callable[[Path], Any],  # Writes the step's files into a folder; called when they aren't there
     ) -> Path:                         # The folder with them
-        "A step's files: found, or built once however many ask"
+        "A step's files: found, or built once however many ask; raises `BadInput` when the store can't be written"
         folder = self.folder(step)
         if self.facts(step): return folder
+        try: (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        except OSError as error: raise BadInput(f"can't write to {self.root}: {error.strerror}; choose another folder (--out DIR)") from error
         with FileLock(self.root / "locks" / f"{step.address}.lock"):
             if self.facts(step): return folder  # somebody built it while we waited
             if folder.exists(): self._set_aside(folder)
