@@ -44,6 +44,14 @@ def _settings(given: list[str]) -> dict[str, dict]:
     return settings
 
 
+def _named(given: list[str], option: str, more: str = "") -> list[tuple[str, str]]:
+    "`name=value` strings as pairs"
+    pairs = [text.partition("=") for text in given]
+    for name, equals, value in pairs:
+        if not (name and equals and value): raise BadInput(f"can't read {option} {name}{equals}{value}; write {option} NAME=VALUE{more}")
+    return [(name, value) for name, _, value in pairs]
+
+
 def _settings_for(method: str | None, given: list[str] | None) -> dict:
     "The settings of one method; raises `BadInput` when others are named too"
     settings = _settings(given or [])
@@ -65,6 +73,7 @@ def _run(config, out: str) -> None:
 @app.command(name="run", epilog="Examples:\n\n"
              "`one-shui run --dataset celeba --root DATA --n-forget 20 --arch resnet18 --size 64 --epochs 12 --out runs/celeba`\n\n"
              "`one-shui run --dataset toy --method original,retrain,gradient_ascent --set gradient_ascent.lr=0.003 --out runs/ascent`\n\n"
+             "`one-shui run --dataset toy --arch vit_tiny_patch16_224 --arch-option patch_size=8 --arch-option depth=4 --out runs/vit`\n\n"
              "Give the same command again to resume it, or with another --method to add one.")
 def run_command(
     out: Annotated[str, typer.Option(help="Folder of the run; made when missing, reused when it holds this run.")],
@@ -75,6 +84,7 @@ def run_command(
     seed: Annotated[int, typer.Option(help="Of the split, the start and all that is random.", min=0)] = 0,
     method: Annotated[str, typer.Option(help="Methods with commas between, or all.")] = "original,retrain,metaunlearn",
     arch: Annotated[str, typer.Option(help="small_cnn or any timm name, e.g. resnet18.")] = "small_cnn",
+    arch_option: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE of the network, as often as needed, e.g. patch_size=8.")] = None,
     size: Annotated[int, typer.Option(help="Side of a picture in pixels.")] = 64,
     crop: Annotated[float, typer.Option(help="Share of a picture that is kept around its centre.")] = 1.,
     cache: Annotated[bool, typer.Option(help="Keep decoded pictures on disk, or decode them every time.")] = True,
@@ -93,7 +103,7 @@ def run_command(
     from one_shui.unlearn import method_names
     names = tuple(method_names()) if method == "all" else tuple(name.strip() for name in method.split(",") if name.strip())
     _run(Config(dataset=dataset, root=root and str(Path(root).resolve()), n_forget=n_forget, seed=seed, methods=names, arch=arch,
-                size=size, crop=crop, cached=cache,
+                arch_options={name: read_value(value) for name, value in _named(arch_option or [], "--arch-option")}, size=size, crop=crop, cached=cache,
                 skip_bad=skip_bad, clean=clean, recipe=recipe, epochs=epochs, pretrained=pretrained, weights=weights,
                 settings=_settings(settings or [])), out)
 
@@ -482,11 +492,8 @@ app.add_typer(bench, name="bench")
 # %% ../nbs/52_cli.ipynb #52ac8288
 def _pairs(given: list[str], option: str) -> dict[str, list[str]]:
     "`name=value,value` strings as values by name"
-    pairs = [text.partition("=") for text in given]
-    for name, equals, values in pairs:
-        if not (name and equals and values): raise BadInput(f"can't read {option} {name}{equals}{values}; write {option} NAME=VALUE,VALUE")
     found: dict[str, list[str]] = {}
-    for name, _, values in pairs: found.setdefault(name, []).extend(values.split(","))
+    for name, values in _named(given, option, ",VALUE"): found.setdefault(name, []).extend(values.split(","))
     return found
 
 # %% ../nbs/52_cli.ipynb #0ce8cc36

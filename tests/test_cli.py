@@ -72,6 +72,8 @@ def test_bad_input(drawn, tmp_path, refused):
     assert "unknown method 'metaunlern'; choose one of" in refused("--method", "metaunlern", *out)
     assert "did you mean resnet18" in refused("--arch", "resnet81", *out)
     assert "60 isn't a multiple; use --size 48 or 64" in refused("--arch", "vit_tiny_patch16_224", "--size", "60", *out)
+    assert "unexpected keyword argument 'patch_sise'" in refused("--arch", "vit_tiny_patch16_224", "--arch-option", "patch_sise=8", *out)
+    assert "write --arch-option NAME=VALUE" in refused("--arch-option", "patch_size", *out)
     assert "write --set METHOD.NAME=VALUE" in refused("--set", "eta", *out)
     assert "has no setting 'etta'" in refused("--set", "metaunlearn.etta=1", *out)
     assert "no weights file" in refused("--weights", tmp_path / "none.safetensors", *out)
