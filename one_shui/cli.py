@@ -84,7 +84,7 @@ def run_command(
     seed: Annotated[int, typer.Option(help="Of the split, the start and all that is random.", min=0)] = 0,
     method: Annotated[str, typer.Option(help="Methods with commas between, or all.")] = "original,retrain,metaunlearn",
     arch: Annotated[str, typer.Option(help="small_cnn or any timm name, e.g. resnet18.")] = "small_cnn",
-    arch_option: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE of the network, as often as needed, e.g. patch_size=8.")] = None,
+    arch_option: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE of the network, e.g. patch_size=8.")] = None,
     size: Annotated[int, typer.Option(help="Side of a picture in pixels.")] = 64,
     crop: Annotated[float, typer.Option(help="Share of a picture that is kept around its centre.")] = 1.,
     cache: Annotated[bool, typer.Option(help="Keep decoded pictures on disk, or decode them every time.")] = True,
@@ -103,7 +103,8 @@ def run_command(
     from one_shui.unlearn import method_names
     names = tuple(method_names()) if method == "all" else tuple(name.strip() for name in method.split(",") if name.strip())
     _run(Config(dataset=dataset, root=root and str(Path(root).resolve()), n_forget=n_forget, seed=seed, methods=names, arch=arch,
-                arch_options={name: read_value(value) for name, value in _named(arch_option or [], "--arch-option")}, size=size, crop=crop, cached=cache,
+                arch_options={name: read_value(value) for name, value in _named(arch_option or [], "--arch-option")},
+                size=size, crop=crop, cached=cache,
                 skip_bad=skip_bad, clean=clean, recipe=recipe, epochs=epochs, pretrained=pretrained, weights=weights,
                 settings=_settings(settings or [])), out)
 

@@ -148,7 +148,8 @@ class Store:
         folder = self.folder(step)
         if self.facts(step): return folder
         try: (self.root / "locks").mkdir(parents=True, exist_ok=True)
-        except OSError as error: raise BadInput(f"can't write to {self.root}: {error.strerror}; choose another folder (--out DIR)") from error
+        except OSError as error:
+            raise BadInput(f"can't write to {self.root}: {error.strerror}; choose another folder (--out DIR)") from error
         with FileLock(self.root / "locks" / f"{step.address}.lock"):
             if self.facts(step): return folder  # somebody built it while we waited
             if folder.exists(): self._set_aside(folder)
