@@ -28,14 +28,16 @@ def simulated_tow(
     model: nn.Module,    # The original network
     train: FaceSet,      # Where the players come from
     val: FaceSet,        # What never-seen looks like
-    n_forget: int,       # People a request
+    n_forget: int,       # People a request, or all who may be rehearsed with if that's fewer
     requests: int = 3,   # How many requests are played
     seed: int = 0,       # Of who plays
 ) -> pd.DataFrame:       # One row a request: forget, rest and val in percent after it, and `simulated ToW`
     "Play requests on people of train and judge them without a retrained network"
+    may = method.rehearse_with(train)
+    rehearsed = play_requests(train, min(n_forget, len(may)), requests, seed, may)  # if that can't be, it has to show before the long part
     artifact, judge = prepare_method(method, model, train, val).artifact, Judge(model, val, seed)
     return pd.DataFrame([judge(apply_method(method, model, artifact, played.support, played.forget, played.retain, val)[0], played)
-                         for played in play_requests(train, n_forget, requests, seed, method.rehearse_with(train))])
+                         for played in rehearsed])
 
 # %% ../nbs/54_tune.ipynb #00296afd
 # Values that are tried when none are given

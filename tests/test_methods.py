@@ -123,14 +123,15 @@ def test_settings_of_our_own_are_those_that_the_stored_search_found():
     ours = {name: cell for name, cells in CELLS.items() for cell in cells if cell.source.startswith(source.format(name))}
     assert len(ours) >= 10
     for name, cell in ours.items():
-        best = searched[searched["method"] == name].dropna(subset="simulated ToW").sort_values("simulated ToW").iloc[-1]
+        best = searched[(searched["method"] == name) & (searched["arch"] == "resnet18")].dropna(subset="simulated ToW").sort_values("simulated ToW").iloc[-1]
         assert (best["dataset"], best["n_forget"]) == (cell.dataset, cell.n_forget)
         assert {setting: best[setting] for setting in cell.values} == cell.values
 
 
 def test_readme_has_the_gains_that_are_stored():
     root = Path(__file__).parent.parent
-    tow = pd.read_csv(root / "data/results/sizes.csv").query("metric == 'ToW'").set_index(["n_forget", "seed", "method"])["value"]
+    stored = pd.read_csv(root / "data/results/sizes.csv").query("dataset == 'celeba' and arch == 'resnet18' and seed < 3")
+    tow = stored.query("metric == 'ToW'").set_index(["n_forget", "seed", "method"])["value"]
     gained = tow.unstack("method").pipe(lambda wide: wide.sub(wide.pop("original"), axis=0)).drop(columns="retrain")
     text = (root / "README.md").read_text(encoding="utf-8").split("### Requests of other sizes")[1]
     for method, values in gained.items():
