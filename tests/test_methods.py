@@ -9,7 +9,7 @@ import pytest
 
 from one_shui.cli import main
 from one_shui.experiment import Config, load_run, run
-from one_shui.scores import mean_and_interval
+from one_shui.scores import mean_and_interval, paired_interval
 from one_shui.settings import CELLS
 from one_shui.task import BadInput
 from one_shui.unlearn import METHODS, Artifact, apply_method, find_method, prepare_method
@@ -123,7 +123,8 @@ def test_settings_of_our_own_are_those_that_the_stored_search_found():
     ours = {name: cell for name, cells in CELLS.items() for cell in cells if cell.source.startswith(source.format(name))}
     assert len(ours) >= 10
     for name, cell in ours.items():
-        best = searched[(searched["method"] == name) & (searched["arch"] == "resnet18")].dropna(subset="simulated ToW").sort_values("simulated ToW").iloc[-1]
+        tried = searched[(searched["method"] == name) & (searched["arch"] == "resnet18")]
+        best = tried.dropna(subset="simulated ToW").sort_values("simulated ToW").iloc[-1]
         assert (best["dataset"], best["n_forget"]) == (cell.dataset, cell.n_forget)
         assert {setting: best[setting] for setting in cell.values} == cell.values
 
@@ -139,3 +140,14 @@ def test_readme_has_the_gains_that_are_stored():
         for size, cell in zip((5, 20, 50), line.split("|")[3:6], strict=True):
             told = [float(number) for number in cell.split("±")]
             assert told == pytest.approx(mean_and_interval(values[size]), abs=.051), (method, size)
+
+
+def test_readme_has_the_differences_that_the_tutorial_computes(monkeypatch):
+    root = Path(__file__).parent.parent
+    monkeypatch.chdir(root / "nbs/tutorials")
+    cells = ["".join(cell["source"]) for cell in json.loads(Path("how_many.ipynb").read_text(encoding="utf-8"))["cells"]]
+    known = dict(pd=pd, test_eq=lambda a, b: None, mean_and_interval=mean_and_interval, paired_interval=paired_interval)
+    for begins in ("stored = pd.concat", "def over("): exec(next(cell for cell in cells if cell.startswith(begins)), known)
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert len(known["pairs"]) > 5
+    for line in known["pairs"]: assert f"| {' | '.join(str(value) for value in line.values())} |" in text

@@ -69,7 +69,7 @@ def main() -> None:
     if searched := sorted(file for folder in folders for file in folder.glob("tune-*.csv")):
         table = pd.concat([search_of(file) for file in searched], ignore_index=True)
         table.reindex(columns=[*(c for c in table if c not in FOUND), *FOUND]).to_csv(RESULTS / "tune.csv", index=False)
-        print(f"{len(table)} settings of {len(searched)} methods")
+        print(f"{len(table)} settings in {len(searched)} searches")
 
 
 if __name__ == "__main__": main()
