@@ -212,8 +212,8 @@ def _digest(file: str, size: int, changed: int) -> str: return file_digest(file)
 
 def _weights_digest(file: str) -> str:
     "Hash of a file of weights, which every cell of a grid asks for"
-    if not Path(file).exists(): raise BadInput(f"no file of weights {file}")
-    return _digest(file, (told := Path(file).stat()).st_size, told.st_mtime_ns)
+    told = Path(file).stat()
+    return _digest(file, told.st_size, told.st_mtime_ns)
 
 
 def _training_inputs(config: Config) -> dict:
