@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fastcore.test import test_eq
+import fastcore.test
 
 from one_shui.cli import main
 from one_shui.experiment import Config, load_run, run
@@ -147,7 +147,7 @@ def test_readme_has_the_differences_that_the_tutorial_computes(monkeypatch):
     root = Path(__file__).parent.parent
     monkeypatch.chdir(root / "nbs/tutorials")
     cells = ["".join(cell["source"]) for cell in json.loads(Path("how_many.ipynb").read_text(encoding="utf-8"))["cells"]]
-    known = dict(pd=pd, test_eq=test_eq, mean_and_interval=mean_and_interval, paired_interval=paired_interval)
+    known = dict(pd=pd, test_eq=fastcore.test.test_eq, mean_and_interval=mean_and_interval, paired_interval=paired_interval)
     for begins in ("stored = pd.concat", "def over("): exec(next(cell for cell in cells if cell.startswith(begins)), known)
     text = (root / "README.md").read_text(encoding="utf-8")
     assert len(known["pairs"]) > 5
