@@ -211,10 +211,24 @@ def test_other_settings_are_refused(folder, audited):
     with pytest.raises(BadInput, match="holds an audit with views 4"): audit(folder, settings=Audit(views=2))
 
 
-def test_gathered_results_keep_what_a_figure_needs(folder, audited):
+@pytest.fixture(scope="module")
+def gatherer():
     spec = importlib.util.spec_from_file_location("gather", Path(__file__).parent.parent / "tools/gather.py")
     spec.loader.exec_module(tool := importlib.util.module_from_spec(spec))
-    rows = tool.gather([folder]).query("split == 'forget'")
+    return tool
+
+
+def test_gathered_results_replace_whole_places_and_keep_the_others(gatherer, tmp_path):
+    place = gatherer.COLUMNS[:4]
+    old = pd.DataFrame([("toy", "a", 5, 0, "gone", 1.), ("toy", "a", 5, 0, "both", 2.), ("toy", "a", 5, 1, "kept", 3.)],
+                       columns=[*place, "method", "value"])
+    old.to_csv(file := tmp_path / "sizes.csv", index=False)
+    found = gatherer.joined(file, old.iloc[[1]].assign(value=9.), place)
+    assert found[["method", "value"]].values.tolist() == [["both", 9.], ["kept", 3.]]
+
+
+def test_gathered_results_keep_what_a_figure_needs(folder, audited, gatherer):
+    rows = gatherer.gather([folder]).query("split == 'forget'")
     wide = rows.pivot(index="method", columns="metric", values=["value", "low", "high"])
     assert wide["value"][["RMIA TPR", "RMIA TPR at FPR", "RMIA TPR of people", "RMIA TPR of people at FPR", "RMIA TPR at 1 % FPR",
                           "portrait relearn steps", "sibling relearn steps", "linkage AUC of strangers"]].notna().all(axis=None)

@@ -1,4 +1,7 @@
-"""Gather what grids, runs, audits and searches found into data/results: `python tools/gather.py FOLDER FOLDER …`"""
+"""Gather what grids, runs, audits and searches found into data/results: `python tools/gather.py FOLDER FOLDER …`
+
+With --add, stored rows stay but for those that the folders have anew: of a dataset, network, size and seed, or a search for a method there.
+"""
 import json
 import sys
 from pathlib import Path
@@ -57,17 +60,28 @@ def gather(folders: list[Path], metrics: set[str] = METRICS) -> pd.DataFrame:
     return rows.drop_duplicates(COLUMNS[:8])
 
 
+def joined(file: Path, new: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    "Stored rows, those with a key that the new ones have too replaced by them"
+    old = pd.read_csv(file)
+    known = pd.MultiIndex.from_frame(old[key]).isin(pd.MultiIndex.from_frame(new[key]))
+    return pd.concat([old[~known], new], ignore_index=True).sort_values(key, kind="stable")
+
+
 def main() -> None:
     "Write rows.csv, ablation.csv and sizes.csv where something was measured, and tune.csv where something was searched"
-    if len(sys.argv) < 2: sys.exit(__doc__)
-    folders = [Path(folder) for folder in sys.argv[1:]]
+    given = [word for word in sys.argv[1:] if word != "--add"]
+    if not given: sys.exit(__doc__)
+    folders, add = [Path(folder) for folder in given], len(given) < len(sys.argv) - 1
     for name, metrics in TABLES.items():
         part = [folder for folder in folders if table_of(folder) == name]
         if not any(rows_of(folder) for folder in part): continue
-        (rows := gather(part, metrics)).to_csv(RESULTS / f"{name}.csv", index=False)
+        rows, file = gather(part, metrics), RESULTS / f"{name}.csv"
+        if add: rows = joined(file, rows, COLUMNS[:4])
+        rows.to_csv(file, index=False)
         print(f"{name}.csv: {len(rows)} rows of {len(rows.drop_duplicates(COLUMNS[:4]))} places")
     if searched := sorted(file for folder in folders for file in folder.glob("tune-*.csv")):
         table = pd.concat([search_of(file) for file in searched], ignore_index=True)
+        if add: table = joined(RESULTS / "tune.csv", table, [*COLUMNS[:3], "method"])
         table.reindex(columns=[*(c for c in table if c not in FOUND), *FOUND]).to_csv(RESULTS / "tune.csv", index=False)
         print(f"{len(table)} settings in {len(searched)} searches")
 
