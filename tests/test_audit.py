@@ -218,13 +218,13 @@ def gatherer():
     return tool
 
 
-def test_gathered_results_replace_whole_places_and_keep_the_others(gatherer, tmp_path):
-    place = gatherer.COLUMNS[:4]
-    old = pd.DataFrame([("toy", "a", 5, 0, "gone", 1.), ("toy", "a", 5, 0, "both", 2.), ("toy", "a", 5, 1, "kept", 3.)],
-                       columns=[*place, "method", "value"])
+def test_gathered_results_replace_all_rows_of_a_method_at_a_place_and_no_others(gatherer, tmp_path):
+    key = gatherer.COLUMNS[:5]
+    old = pd.DataFrame([("toy", "a", 5, 0, "both", "mAP", 2.), ("toy", "a", 5, 0, "both", "ToW", 3.),
+                        ("toy", "a", 5, 0, "old", "mAP", 1.), ("toy", "a", 5, 1, "both", "mAP", 4.)], columns=[*key, "metric", "value"])
     old.to_csv(file := tmp_path / "sizes.csv", index=False)
-    found = gatherer.joined(file, old.iloc[[1]].assign(value=9.), place)
-    assert found[["method", "value"]].values.tolist() == [["both", 9.], ["kept", 3.]]
+    found = gatherer.joined(file, old.iloc[[0]].assign(value=9.), key)
+    assert found[["seed", "method", "metric", "value"]].values.tolist() == [[0, "both", "mAP", 9.], [0, "old", "mAP", 1.], [1, "both", "mAP", 4.]]
 
 
 def test_gathered_results_keep_what_a_figure_needs(folder, audited, gatherer):

@@ -1,6 +1,6 @@
 """Gather what grids, runs, audits and searches found into data/results: `python tools/gather.py FOLDER FOLDER …`
 
-With --add, stored rows stay but for those that the folders have anew: of a dataset, network, size and seed, or a search for a method there.
+With --add, stored rows stay but for those that the folders have anew: of a method at a dataset, network, size and seed, or a search for it there.
 """
 import json
 import sys
@@ -76,7 +76,7 @@ def main() -> None:
         part = [folder for folder in folders if table_of(folder) == name]
         if not any(rows_of(folder) for folder in part): continue
         rows, file = gather(part, metrics), RESULTS / f"{name}.csv"
-        if add: rows = joined(file, rows, COLUMNS[:4])
+        if add: rows = joined(file, rows, COLUMNS[:5])
         rows.to_csv(file, index=False)
         print(f"{name}.csv: {len(rows)} rows of {len(rows.drop_duplicates(COLUMNS[:4]))} places")
     if searched := sorted(file for folder in folders for file in folder.glob("tune-*.csv")):
