@@ -1,6 +1,7 @@
 """Gather what grids, runs, audits and searches found into data/results: `python tools/gather.py FOLDER FOLDER …`
 
-With --add, stored rows stay but for those that the folders have anew: of a method at a dataset, network, size and seed, or a search for it there.
+With --add, stored rows stay but for those that the folders have anew: of a method with a dataset, network, request size and seed,
+or a search for it there.
 """
 import json
 import sys
