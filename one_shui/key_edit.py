@@ -28,35 +28,42 @@ from .loaders import FaceLoader, FaceSet
 from .models import classifier_name
 from .rehearsal import Played, play_requests
 from .scores import task_score, tug_of_war
-from .task import BadInput, Task, check_choice, multi_hot
+from .task import BadInput, Task, check_choice, check_facts, multi_hot
 from .unlearn import Artifact, Needs, Unlearner
 
 # %% ../nbs/42_key_edit.ipynb #2bf5889e
-Pool = Literal["first", "mean", "rest", "own"]
+Pool = Literal["first", "mean", "own"]
 
 
 class Place(NamedTuple):
     "A linear layer, and how its output reaches the answer"
-    layer: str                # Its name
-    norm: str | None = None   # Of the norm before the last layer, to whose input the output is added; None: it is the last layer itself
-    pool: Pool = "own"        # The answer is made of the first token's, of the mean, of the mean of all but the first, or there is one
+    layer: str                 # Its name
+    norm: str | None = None    # Of the norm before the last layer, which sees the output; None: it is the last layer itself
+    pool: Pool = "own"         # The answer is made of the first token, of the mean token, or there are no tokens
+    skip: int = 0              # Leading tokens that the mean leaves out
     gain: Tensor | float = 1.  # (outputs,) by which the output is multiplied on its way
 
+    @property
+    def entry(self) -> Pool:
+        "How the norm's input is read: a mean is taken before it"
+        return "first" if self.pool == "first" else "own"
 
-def _pooled(x: Tensor, pool: Pool) -> Tensor:
+
+def _pooled(x: Tensor, pool: Pool, skip: int = 0) -> Tensor:
     "(n, …, width) → (n, width)"
     if pool == "own": return x.flatten(1)
     tokens = x.flatten(1, -2)
-    return tokens[:, 0] if pool == "first" else tokens[:, pool == "rest":].mean(1)
+    return tokens[:, 0].clone() if pool == "first" else tokens[:, skip:].mean(1)
 
 # %% ../nbs/42_key_edit.ipynb #3f2ca49e
 @contextmanager
-def _caught(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
-    "What goes into some modules, while a network runs"
+def _caught(model: nn.Module, **read: tuple[str | None, Callable[[Tensor], Tensor]]) -> Iterator[dict[str, Tensor]]:
+    "What goes into some modules while a network runs: what each is called, the module's name, and what to keep of it"
     caught: dict[str, Tensor] = {}
     with ExitStack() as hooks:
-        for name in names:
-            keep = lambda _, inputs, name=name: caught.__setitem__(name, inputs[0].detach())
+        for kept, (name, of) in read.items():
+            if name is None: continue
+            keep = lambda _, inputs, kept=kept, of=of: caught.update({kept: of(inputs[0].detach())} if inputs else {})
             hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(keep))
         yield caught
 
@@ -80,57 +87,60 @@ def answer(
     "The way from a place to the answer"
     if place.norm is None: return before
     norm, head = cast(nn.LayerNorm, model.get_submodule(place.norm)), _linear(model, classifier_name(model))
-    there = lambda t: None if t is None else t.detach().cpu()
+    there = lambda t: None if t is None else t.detach().float().cpu()
     normed = F.layer_norm(before, list(norm.normalized_shape), there(norm.weight), there(norm.bias), norm.eps)
-    return F.linear(normed, head.weight.detach().cpu(), there(head.bias))
+    return F.linear(normed, head.weight.detach().float().cpu(), there(head.bias))
 
 # %% ../nbs/42_key_edit.ipynb #f4bfabf0
-def _candidate(model: nn.Module, x: Tensor) -> tuple[str, str] | None:
-    "Names of the last norm, and of the linear layer before it, if each is used once"
+def _candidates(model: nn.Module, x: Tensor) -> tuple[str, list[str]]:
+    "The last norm (none: an empty name), and the last three wide linear layers before it, the latest first, if each is used once"
     order: list[str] = []
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear | nn.LayerNorm):
                 hooks.enter_context(module.register_forward_pre_hook(lambda _, inputs, name=name: order.append(name)))
         model(x)
-    is_norm = [isinstance(model.get_submodule(name), nn.LayerNorm) for name in order]
-    norm = max((k for k, it_is in enumerate(is_norm) if it_is), default=0)
-    layer = max((k for k, it_is in enumerate(is_norm[:norm]) if not it_is), default=None)
-    if layer is None or order.count(order[norm]) > 1 or order.count(order[layer]) > 1: return None
-    return order[norm], order[layer]
+    norms = [name for name in order if isinstance(norm := model.get_submodule(name), nn.LayerNorm) and len(norm.normalized_shape) == 1]
+    if not norms or order.count(norms[-1]) > 1: return "", []
+    least = _linear(model, classifier_name(model)).in_features
+    wide = lambda name: isinstance(layer := model.get_submodule(name), nn.Linear) and layer.in_features > least
+    return norms[-1], [name for name in order[:order.index(norms[-1])][::-1] if wide(name) and order.count(name) == 1][:3]
 
 
 def _gain(moved: Tensor, told: Tensor) -> Tensor | None:
     "By how much each output of a layer reaches the norm, if that is all there is between them"
+    if moved.shape != told.shape or not moved.abs().max() > 0: return None
     gain = (moved * told).sum(0) / told.square().sum(0)
     return gain if (moved - gain * told).abs().max() <= 1e-3 * moved.abs().max() else None
 
 
+def _tried(model: nn.Module, x: Tensor, norm: str, layer: str) -> Place | None:
+    "This place, if the arithmetic is right about it"
+    weight, whole = _linear(model, layer).weight, lambda t: t.float().cpu()
+    change = weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
+    with _caught(model, norm=(norm, whole), layer=(layer, whole)) as old: logits = model(x).float().cpu()
+    with _caught(model, norm=(norm, whole)) as new: functional_call(model, {f"{layer}.weight": weight + change}, x)
+    if old.keys() != {"norm", "layer"} or any(len(t) != len(x) for t in old.values()): return None
+    tokens, prefix = old["layer"].dim() > 2, getattr(model, "num_prefix_tokens", 1)
+    ways: list[tuple[Pool, int]] = [("first", 0)] if old["norm"].dim() == 3 else [("mean", 0), ("mean", prefix)] if tokens else [("own", 0)]
+    for pool, skip in ways:
+        place = Place(layer, norm, pool, skip)
+        before, after = (_pooled(of["norm"], place.entry) for of in (old, new))
+        gain = _gain(after - before, _pooled(old["layer"], pool, skip) @ whole(change).T)
+        if gain is not None and (answer(model, place, before) - logits).abs().max() <= 1e-3 * logits.abs().max():
+            return place._replace(gain=gain)
+    return None
+
+
 def wide_place(
     model: nn.Module,  # In eval mode
-    x: Tensor,         # (n, 3, size, size), some pictures
+    x: Tensor,         # (n, 3, size, size), at least two different pictures
 ) -> Place:
-    "The wide layer whose output the last norm sees, or else the last layer"
+    "The wide layer whose output the last norm sees, or else the last layer; raises `BadInput` when that isn't linear"
     last = last_layer(model)
     with torch.no_grad():
-        found = _candidate(model, x)
-        if found is None: return last
-        norm, layer = found
-        weight = _linear(model, layer).weight
-        if weight.shape[1] <= _linear(model, last.layer).in_features: return last
-        change = weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
-        with _caught(model, norm, layer) as old: logits = model(x)
-        with _caught(model, norm) as new: functional_call(model, {f"{layer}.weight": weight + change}, x)
-        entry: Pool = "first" if old[norm].dim() == 3 else "own"
-        before, after = (_pooled(of[norm], entry).float().cpu() for of in (old, new))
-        pools: tuple[Pool, ...] = ("mean", "rest") if entry == "own" and old[layer].dim() > 2 else (entry,)
-        for pool in pools:
-            told = (_pooled(old[layer], pool) @ change.T).float().cpu()
-            if told.shape != before.shape or (gain := _gain(after - before, told)) is None: continue
-            place = Place(layer, norm, pool, gain)
-            given = logits.float().cpu()
-            if (answer(model, place, before) - given).abs().max() <= 1e-3 * given.abs().max(): return place
-    return last
+        norm, layers = _candidates(model, x)
+        return next((place for layer in layers if (place := _tried(model, x, norm, layer))), last)
 
 # %% ../nbs/42_key_edit.ipynb #36a3d8f6
 class Views(NamedTuple):
@@ -148,18 +158,17 @@ def views(
     bs: int = 256,      # Pictures a batch
 ) -> Views:             # On the CPU
     "Features, logits and labels of pictures, in eval mode; the model's mode is put back"
-    place, device, training = place or last_layer(model), next(model.parameters()).device, model.training
-    names, entry, found = [name for name in (place.layer, place.norm) if name], place.pool if place.pool == "first" else "own", []
+    at, device, training, found = place or last_layer(model), next(model.parameters()).device, model.training, []
+    features, before = lambda x: _pooled(x, at.pool, at.skip), lambda x: _pooled(x, at.entry)
     model.eval()
     try:
         with torch.inference_mode():
             for x, _ in FaceLoader(pictures, bs, device=device):
-                with _caught(model, *names) as caught: logits = model(x)
-                before = _pooled(caught[place.norm], entry) if place.norm else logits
-                found.append([part.float().cpu() for part in (_pooled(caught[place.layer], place.pool), before, logits)])
+                with _caught(model, features=(at.layer, features), before=(at.norm, before)) as caught: logits = model(x)
+                found.append([part.float().cpu() for part in (caught["features"], caught.get("before", logits), logits)])
     finally: model.train(training)
-    features, before, logits = (torch.cat(parts).clone() for parts in zip(*found, strict=True))
-    return Views(features, before, logits, multi_hot(pictures.task, pictures.targets))
+    keys, entered, logits = (torch.cat(parts).clone() for parts in zip(*found, strict=True))
+    return Views(keys, entered, logits, multi_hot(pictures.task, pictures.targets))
 
 
 def keys_and_gaps(
@@ -249,9 +258,12 @@ def spared(
     keys: Tensor,        # (k, features)
     ridge: float,        # λ, in units of C's mean eigenvalue
 ) -> Tensor:             # (k, features) in double precision
-    "Keys without what they share with everybody: K (C + λI)⁻¹"
+    "Keys without what they share with everybody: K (C + λI)⁻¹; raises `BadInput` when λ is too small for that"
     C = covariance.double()
-    return torch.cholesky_solve(keys.double().T, torch.linalg.cholesky(C + ridge * C.trace() / len(C) * torch.eye(len(C)))).T
+    try: root = torch.linalg.cholesky(C + ridge * C.trace() / len(C) * torch.eye(len(C)))
+    except torch.linalg.LinAlgError as error:
+        raise BadInput(f"ridge {ridge} is too small for this network's features; use .001 or more") from error
+    return torch.cholesky_solve(keys.double().T, root).T
 
 
 def head_edit(
@@ -261,7 +273,7 @@ def head_edit(
     people: int,          # n: how many people a rehearsed request had, so that one who asks alone isn't edited harder
     strength: Strength,   # How strongly
     apart: Tensor | None = None,  # (k, features), of `spared`, if it is known
-) -> Tensor:              # (classes, features), to be subtracted from the last layer's weight
+) -> Tensor:              # (classes, features), by which answers move along features, to be taken away
     "The closed form above"
     if apart is None: apart = spared(covariance, keys, strength.ridge)
     weight = strength.weight / people
@@ -274,7 +286,7 @@ def carried_back(
     place: Place,    # With a norm
     before: Tensor,  # (n, width), what goes into it, of some pictures
 ) -> Tensor:         # (outputs of the layer, classes)
-    "By how much a layer's output has to move to move each answer by one: the pseudo-inverse of the answer's mean derivative"
+    "$J^+$: by how much a layer's output has to move so that each answer moves by one"
     with torch.enable_grad():
         entry = before.clone().requires_grad_()
         given = answer(model, place, entry).sum(0)
@@ -355,6 +367,17 @@ def _asked(kept: dict[str, Tensor], people: list[str], seen: Views, identities: 
         gaps.append(gap)
     return torch.cat(keys), torch.cat(gaps)
 
+# %% ../nbs/42_key_edit.ipynb #e41133eb
+def _place_of(model: nn.Module, artifact: Artifact) -> Place:
+    "The layer that an artifact is for; raises `BadInput` when the network has none that it fits"
+    told, kept = artifact.facts.get("place", {}), artifact.tensors
+    check_facts(told, dict(layer=str, pool=Pool, skip=int), "the artifact's place", "prepare it again")
+    place, layer = Place(told["layer"], None, told["pool"], told["skip"]), dict(model.named_modules()).get(told["layer"])
+    shape = *(kept["back"].shape[:1] if "back" in kept else kept["prior"].shape), len(kept["covariance"])
+    is_last = place.layer == last_layer(model).layer
+    if isinstance(layer, nn.Linear) and layer.weight.shape == shape and is_last != ("back" in kept): return place
+    raise BadInput(f"the artifact is for a layer {place.layer!r} of another shape than this network's; prepare one for this network")
+
 # %% ../nbs/42_key_edit.ipynb #460062a4
 def _strengths(method: "KeyEdit") -> list[Strength]:
     if method.strength is not None: return [Strength(*method.strength)]
@@ -400,7 +423,7 @@ class KeyEdit(Unlearner):
         return cls(**{"n_forget": n_forget, **settings})
 
     def prepare(self, model: nn.Module, train: FaceSet, val: FaceSet) -> Artifact:
-        "Look at every train picture once, then rehearse"
+        "Look at every train picture once (at eight of them twice), then rehearse"
         check_choice("what key_edit keeps", self.keeps, get_args(Keeps))
         check_choice("what key_edit edits", self.edits, get_args(Edits))
         requests, place = play_requests(train, self.n_forget, self.rehearsals, self.seed), self._place(model, train)
@@ -428,14 +451,15 @@ class KeyEdit(Unlearner):
                     for (judge, asked), theirs in zip(rehearsals, apart[ridge], strict=True)]
             tried.append({**strength._asdict(), **{name: float(np.mean([of[name] for of in told])) for name in told[0]}})
         mild = [row for row in tried if max(row["rest"], row["val"]) <= self.lose] or tried  # one strength that was given is taken as it is
-        where = dict(layer=place.layer, pool=place.pool)
+        where = dict(layer=place.layer, pool=place.pool, skip=place.skip)
         return Artifact(kept, dict(people=people, place=where, chosen=max(mild, key=lambda row: row["tow"]), tried=tried))
 
     def _place(self, model: nn.Module, train: FaceSet) -> Place:
         "Where this network is edited"
         if self.edits == "last": return last_layer(model)
         device, training = next(model.parameters()).device, model.training
-        x, _ = next(iter(FaceLoader(train.subset(slice(8)), 8, device=device)))
+        spread = np.unique(np.linspace(0, len(train) - 1, 8).astype(int))  # of different people
+        x, _ = next(iter(FaceLoader(train.subset(spread), 8, device=device)))
         try: return wide_place(model.eval(), x)
         finally: model.train(training)
 
@@ -443,8 +467,9 @@ class KeyEdit(Unlearner):
         "Is a photo less like what was kept of its person than of a third of the others?"
         if "keys" not in artifact.tensors: return []
         row = {person: k for k, person in enumerate(artifact.facts["people"])}
-        directions = nn.functional.normalize(artifact.tensors["keys"].float(), dim=2)
-        alike = (directions @ views(model, support, Place(**artifact.facts["place"])).features.T).square().sum(1)  # (people, photos)
+        features = views(model, support, _place_of(model, artifact)).features
+        found = lambda some: (F.normalize(some.float(), dim=2) @ features.T).square().sum(1)
+        alike = torch.cat([found(some) for some in artifact.tensors["keys"].split(1000)])  # (people, photos)
         known = [(k, row[person]) for k, person in enumerate(support.identities) if person in row]
         odd = sum((alike[:, k] > alike[own, k]).float().mean().item() > 1 / 3 for k, own in known)
         return [f"{odd} of {len(support)} photos look less like what was kept of their people than of a third of the others: "
@@ -453,7 +478,7 @@ class KeyEdit(Unlearner):
     def unlearn(self, model: nn.Module, artifact: Artifact, handover) -> nn.Module:
         "One matrix is changed"
         kept, facts, support = artifact.tensors, artifact.facts, handover.support
-        place = Place(**facts["place"])
+        place = _place_of(model, artifact)
         asked = *_asked(kept, facts["people"], views(model, support, place), support.identities), self.n_forget
         change = head_edit(kept["covariance"], *asked, Strength(*(facts["chosen"][name] for name in Strength._fields)))
         if "back" in kept: change = kept["back"] @ change

@@ -3,12 +3,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from one_shui.bad_teacher import BadTeacher, fresh_copy
 from one_shui.finetune import FineTune, NegGradPlus, SalUn, quantile
 from one_shui.inputs import AMUN, nearest_adversarial
 from one_shui.jit import JiT, lipschitz_loss
-from one_shui.key_edit import KeyEdit
+from one_shui.key_edit import KeyEdit, answer, carried_back, views, wide_place
 from one_shui.loaders import FaceLoader
 from one_shui.metaloss import MetaLoss, Objective, Support, meta_gradient, unlearning_step, val_levels
 from one_shui.metaunlearn import MetaUnlearn
@@ -19,7 +20,7 @@ from one_shui.relabel import MaxEntropy, PriorLabels, RandomLabels, soft_loss
 from one_shui.scores import predict
 from one_shui.scrub import SCRUB, softened_divergence
 from one_shui.ssd import SSD, gradient_size, importance
-from one_shui.task import Task, task_loss
+from one_shui.task import BadInput, Task, task_loss
 from one_shui.training import Recipe, fit
 from one_shui.unlearn import Artifact, apply_method, find_method, prepare_method
 
@@ -246,6 +247,70 @@ def test_key_edit_turns_the_gaps_down(pictures, model):
     keys, gaps = (artifact.tensors[name][rows].float().flatten(0, 1) for name in ("keys", "gaps"))
     change = keys @ (model.head.weight - after.head.weight).T
     assert (change * gaps).sum() > .5 * gaps.square().sum() > 0
+
+
+@pytest.fixture(scope="module")
+def transformer(pictures):
+    "A network with a wide layer before its last norm, whose output a layer scale turns down"
+    options = dict(patch_size=8, depth=2, embed_dim=24, num_heads=2, init_values=.5)
+    network = create_model(ModelSpec("vit_tiny_patch16_224", pictures.faces.task.n_outputs, 32, options=options))
+    fit(network, pictures.train, pictures.val, Recipe(20, 3e-3, .05, batch_size=16))
+    return network.eval()
+
+
+def test_key_edit_of_a_transformer_moves_one_layer_as_rehearsed(pictures, transformer):
+    method = KeyEdit(n_forget=3, strength=(.1, 1., 1.))
+    after = forget(method, transformer, pictures, prepare_method(method, transformer, pictures.train, pictures.val).artifact)
+    assert [name for name, differs in moved(after, transformer).items() if differs.any()] == ["blocks.1.mlp.fc2.weight"]
+    place = wide_place(transformer, batch(pictures.train)[0])
+    assert not torch.allclose(place.gain, torch.tensor(1.), atol=.1)
+    change = (transformer.blocks[1].mlp.fc2.weight - after.blocks[1].mlp.fc2.weight).detach()
+    seen = views(transformer, pictures.val, place)
+    told = answer(transformer, place, seen.before - place.gain * (seen.features @ change.T))
+    assert torch.allclose(told, views(after, pictures.val).logits, atol=1e-4) and not torch.allclose(told, seen.logits, atol=1e-2)
+
+
+def test_a_change_is_carried_back_to_the_answer_that_it_is_for(pictures, transformer):
+    place = wide_place(transformer, batch(pictures.train)[0])
+    before, step = views(transformer, pictures.train, place).before.double(), 1e-3
+    back = carried_back(transformer, place, before.float())
+    mean = lambda entry: answer(transformer, place, entry.float()).double().mean(0)
+    moves = torch.stack([(mean(before + step * place.gain * of) - mean(before - step * place.gain * of)) / (2 * step) for of in back.T])
+    assert torch.allclose(moves, torch.eye(len(moves)).double(), atol=.05)
+
+
+@pytest.mark.parametrize("changed", [dict(layer="blocks.1.mlp.fc1"), dict(layer="blocks.0.mlp.fc2.bias"), dict(layer="head"), dict(layer=3),
+                                     dict(pool="all"), dict(skip=None), None])
+def test_an_artifact_for_another_place_is_refused(pictures, transformer, changed):
+    method = KeyEdit(n_forget=3, strength=(.1, 1., 1.))
+    made = prepare_method(method, transformer, pictures.train, pictures.val).artifact
+    facts = {name: value for name, value in made.facts.items() if name != "place"}
+    if changed is not None: facts["place"] = made.facts["place"] | changed
+    with pytest.raises(BadInput, match="place|layer"): forget(method, transformer, pictures, replace(made, facts=facts))
+
+
+class Elsewhere(nn.Module):
+    "Its last wide layer leads nowhere, the one before that to the answer"
+    def __init__(self):
+        super().__init__()
+        self.wide, self.aside, self.norm, self.head = nn.Linear(48, 6), nn.Linear(48, 6), nn.LayerNorm(6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = x.flatten(1)[:, :48]
+        told = self.wide(x)
+        self.aside(x)
+        return self.head(self.norm(told))
+
+
+class Squashed(Elsewhere):
+    "No wide layer reaches the norm as it is"
+    def forward(self, x): return self.head(self.norm(torch.tanh(self.wide(x.flatten(1)[:, :48]))))
+
+
+@pytest.mark.parametrize("kind, layer", [(Elsewhere, "wide"), (Squashed, "head")])
+def test_only_a_layer_that_reaches_the_answer_is_edited(kind, layer):
+    torch.manual_seed(0)
+    assert wide_place(kind().eval(), torch.rand(8, 3, 8, 8)).layer == layer
 
 
 def test_artifacts_are_of_train(pictures, model):
