@@ -115,7 +115,7 @@ def _gain(moved: Tensor, told: Tensor) -> Tensor | None:
 
 
 def _tried(model: nn.Module, x: Tensor, norm: str, layer: str) -> Place | None:
-    "This place, if the arithmetic is right about it"
+    "The place, if the arithmetic is right about it"
     weight, whole = _linear(model, layer).weight, lambda t: t.float().cpu()
     change = weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
     with _caught(model, norm=(norm, whole), layer=(layer, whole)) as old: logits = model(x).float().cpu()
