@@ -433,7 +433,7 @@ def request_id(model: Model, asked: list[Asked], artifact_digest: str, method: U
     "32 hex digits that are the same for the same request; without the photos nobody can guess who it is about"
     labels = {one.identity: None if one.labels is None else sorted(set(one.labels)) for one in asked}
     photos = {one.identity: sorted(file_digest(file) for file in one.photos) for one in asked}
-    settings = dict(name=method.name, settings=settings_of(method))
+    settings = dict(name=method.name) | ({} if artifact_digest else dict(settings=settings_of(method)))  # an artifact brings its own
     facts = dict(photos=photos, labels=labels, model=model.origin, artifact=artifact_digest, method=settings)
     if cut: facts["cut"] = "to the face"
     return hashlib.sha256(canonical(facts)).hexdigest()[:32]
