@@ -8,7 +8,7 @@ from torch import nn
 from one_shui.bad_teacher import BadTeacher, fresh_copy
 from one_shui.finetune import FineTune, NegGradPlus, SalUn, quantile
 from one_shui.inputs import AMUN, nearest_adversarial
-from one_shui.jit import JiT, lipschitz_loss
+from one_shui.jit import JiT
 from one_shui.key_edit import KeyEdit, answer, carried_back, views, wide_place
 from one_shui.loaders import FaceLoader
 from one_shui.metaloss import MetaLoss, Objective, Support, meta_gradient, unlearning_step, val_levels
@@ -79,11 +79,14 @@ def test_ssd_shrinks_what_matters_more_to_the_portraits(pictures, model):
 
 
 def test_jit_descends_and_reads_no_label(pictures, model):
-    method = JiT(copies=4, sigma=.01, lr=1e-3)
+    "Its loss takes the answers to noisy pictures as given, so they are the old network's here, for the noise that it drew"
+    method = JiT(copies=4, sigma=.01, lr=1e-6)  # a norm's kink is near: a step of more than the small distance overshoots
     x, _ = batch(pictures.support)
-    noise = torch.randn(4, *x.shape, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(4, *x.shape, generator=torch.Generator().manual_seed(method.seed))
+    noisy = [(x + .01 * draw).clamp(x.min(), x.max()) for draw in noise]
+    far = lambda network: sum(((network(x) - model(n)).norm(dim=1) / (n - x).flatten(1).norm(dim=1)).sum().item() for n in noisy)
     after = forget(method, model, pictures)
-    assert lipschitz_loss(after, x, noise, .01) < lipschitz_loss(model, x, noise, .01)
+    assert far(after) < far(model)
     lied = pictures.support.lend()
     lied._targets = 1 - lied._targets
     told = apply_method(method, model, Artifact(), lied)[0]
