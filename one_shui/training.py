@@ -58,7 +58,7 @@ RECIPES = {
     "paper-resnet": Recipe(100, 1e-3, 1e-4, 32, "sgd", "steps", "crop", "best", bf16=False),
     # A few thousand pictures, from scratch, learnt by heart: the last epoch is kept so that the memory is real
     "celeba-subset": Recipe(30, 1e-3, .05),
-    # The same for a transformer, which needs far more epochs to learn shifted pictures by heart
+    # The same for a transformer, which in 30 epochs doesn't learn shifted pictures by heart
     "celeba-subset-still": Recipe(30, 1e-3, .05, augment="none"),
     # Drawn faces on a laptop's processor
     "toy": Recipe(20, 3e-3, .05),
