@@ -80,7 +80,7 @@ def test_killed_ten_times(whole, tmp_path, clean_process):
         process = clean_process(compute, folder := tmp_path / "killed")
         process.join(rng.uniform(.2, .6) * seconds)
         if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
             process.join()
             kills += 1
             reached.add(len(list(folder.glob("steps/*/*/step.json"))))
