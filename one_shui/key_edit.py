@@ -26,7 +26,7 @@ from torch.func import functional_call
 
 from .loaders import FaceLoader, FaceSet
 from .models import classifier_name
-from .rehearsal import Played, play_requests
+from .rehearsal import Played, play_requests, some_people, strangers_score
 from .scores import task_score, tug_of_war
 from .task import BadInput, Task, check_choice, check_facts, multi_hot
 from .unlearn import Artifact, Needs, Unlearner
@@ -296,11 +296,11 @@ def carried_back(
 # %% ../nbs/42_key_edit.ipynb #1ac6c8ba
 class _Rehearsal:
     "One rehearsed request in features: how would an edit score?"
-    def __init__(self, task: Task, answer: Callable[[Tensor], Tensor], reach: Tensor | None, **parts: tuple[Tensor, Tensor, Tensor]):
+    def __init__(self, task: Task, answer: Callable[[Tensor], Tensor], reach: Tensor | None, strangers: float, **parts: tuple[Tensor, Tensor, Tensor]):
         self.task, self.answer, self.reach, self.parts = task, answer, reach, parts
         features, before, _ = parts["test"]
         self.before = self._scores(torch.zeros(answer(before).shape[1], features.shape[1]))
-        self.wanted = dict(self.before, forget=self.before["test"])
+        self.wanted = dict(self.before, forget=0. if math.isnan(strangers) else strangers)
 
     def _scores(self, change: Tensor) -> dict[str, float]:
         moved = {name: x @ change.T for name, (x, _, _) in self.parts.items()}
@@ -309,7 +309,7 @@ class _Rehearsal:
         return {name: 0. if math.isnan(score) else score for name, score in found.items()}  # a set without any attribute tells nothing
 
     def __call__(self, change: Tensor) -> dict[str, float]:
-        "Simulated ToW after an edit, the points that the rest of train and val lose by it, and the points that forget still is above val"
+        "Simulated ToW after an edit, the points that the rest of train and val lose by it, and the points that forget still is above strangers"
         after = self._scores(change)
         rest, val = (self.before[part] - after[part] for part in ("retain", "test"))
         return dict(tow=tug_of_war(after, self.wanted), rest=rest, val=val, gap=after["forget"] - self.wanted["forget"])
@@ -384,12 +384,12 @@ def _strengths(method: "KeyEdit") -> list[Strength]:
     return [Strength(*s) for s in itertools.product(method.ridges, method.weights, method.scales)]
 
 
-def _judged(method: "KeyEdit", train: FaceSet, n_val: int, request: Played) -> dict[str, np.ndarray]:
+def _judged(method: "KeyEdit", train: FaceSet, val: FaceSet, request: Played) -> dict[str, np.ndarray]:
     "Rows of train, and for test of val, that a rehearsal is judged on"
     theirs = np.isin(train.identities, request.support.identities)
     handed_in = np.isin(train.rows, request.support.rows)
-    few = lambda rows: np.sort(np.random.default_rng([method.seed, 6]).permutation(rows)[:method.sample])
-    return dict(forget=np.flatnonzero(theirs & ~handed_in), retain=few(np.flatnonzero(~theirs)), test=few(np.arange(n_val)))
+    rest = np.sort(np.random.default_rng([method.seed, 6]).permutation(np.flatnonzero(~theirs))[:method.sample])
+    return dict(forget=np.flatnonzero(theirs & ~handed_in), retain=rest, test=some_people(val.identities, method.sample, method.seed))
 
 # %% ../nbs/42_key_edit.ipynb #44485d28
 Keeps = Literal["keys", "gaps", "nothing"]
@@ -427,13 +427,15 @@ class KeyEdit(Unlearner):
         check_choice("what key_edit keeps", self.keeps, get_args(Keeps))
         check_choice("what key_edit edits", self.edits, get_args(Edits))
         requests, place = play_requests(train, self.n_forget, self.rehearsals, self.seed), self._place(model, train)
-        judged = [_judged(self, train, len(val), played) for played in requests]
+        judged = [_judged(self, train, val, played) for played in requests]
         wanted = lambda *names: np.unique(np.concatenate([rows[name] for rows in judged for name in names]))
         seen = look(model, train, place, self.rank * (self.keeps == "keys"), wanted("forget", "retain"))
         unseen = look(model, val, place, 0, wanted("test"))
         kept, people = _kept(self, seen, memory_gap(seen, unseen)), sorted(set(train.identities)) if self.keeps != "nothing" else []
         if place.norm: kept["back"] = carried_back(model, place, torch.stack([seen.wanted[row][1] for row in wanted("retain")]))
         reach = (kept["back"].T * place.gain).T if place.norm else None
+        strangers, told = val.subset(judged[0]["test"]), torch.stack([unseen.wanted[row][1] for row in judged[0]["test"]])
+        goal = strangers_score(val.task, answer(model, place, told), strangers.targets, strangers.identities, self.n_forget, seed=self.seed)
         rehearsals = []
         for played, rows in zip(requests, judged, strict=True):
             parts = {}
@@ -442,14 +444,14 @@ class KeyEdit(Unlearner):
                 features, before = (torch.stack([looked.wanted[row][k] for row in of]) for k in (0, 1))
                 parts[name] = features, before, pictures.targets[of]
             asked = *_asked(kept, people, views(model, played.support, place), played.support.identities), self.n_forget
-            rehearsals.append((_Rehearsal(train.task, partial(answer, model, place), reach, **parts), asked))
+            rehearsals.append((_Rehearsal(train.task, partial(answer, model, place), reach, goal, **parts), asked))
         tried, apart = [], dict[float, list[Tensor]]()
         for strength in _strengths(self):
             if (ridge := strength.ridge) not in apart:
                 apart = {ridge: [spared(kept["covariance"], keys, ridge) for _, (keys, _, _) in rehearsals]}
-            told = [judge(head_edit(kept["covariance"], *asked, strength, theirs))
+            found = [judge(head_edit(kept["covariance"], *asked, strength, theirs))
                     for (judge, asked), theirs in zip(rehearsals, apart[ridge], strict=True)]
-            tried.append({**strength._asdict(), **{name: float(np.mean([of[name] for of in told])) for name in told[0]}})
+            tried.append({**strength._asdict(), **{name: float(np.mean([of[name] for of in found])) for name in found[0]}})
         mild = [row for row in tried if max(row["rest"], row["val"]) <= self.lose] or tried  # one strength that was given is taken as it is
         where = dict(layer=place.layer, pool=place.pool, skip=place.skip)
         return Artifact(kept, dict(people=people, place=where, chosen=max(mild, key=lambda row: row["tow"]), tried=tried))
