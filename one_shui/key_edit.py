@@ -296,7 +296,8 @@ def carried_back(
 # %% ../nbs/42_key_edit.ipynb #1ac6c8ba
 class _Rehearsal:
     "One rehearsed request in features: how would an edit score?"
-    def __init__(self, task: Task, answer: Callable[[Tensor], Tensor], reach: Tensor | None, strangers: float, **parts: tuple[Tensor, Tensor, Tensor]):
+    def __init__(self, task: Task, answer: Callable[[Tensor], Tensor], reach: Tensor | None, strangers: float,
+                 **parts: tuple[Tensor, Tensor, Tensor]):
         self.task, self.answer, self.reach, self.parts = task, answer, reach, parts
         features, before, _ = parts["test"]
         self.before = self._scores(torch.zeros(answer(before).shape[1], features.shape[1]))
@@ -309,7 +310,7 @@ class _Rehearsal:
         return {name: 0. if math.isnan(score) else score for name, score in found.items()}  # a set without any attribute tells nothing
 
     def __call__(self, change: Tensor) -> dict[str, float]:
-        "Simulated ToW after an edit, the points that the rest of train and val lose by it, and the points that forget still is above strangers"
+        "Simulated ToW after an edit, the points that the rest of train and val lose by it, and those that forget is above strangers"
         after = self._scores(change)
         rest, val = (self.before[part] - after[part] for part in ("retain", "test"))
         return dict(tow=tug_of_war(after, self.wanted), rest=rest, val=val, gap=after["forget"] - self.wanted["forget"])
