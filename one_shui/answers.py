@@ -119,7 +119,8 @@ def describe(
             ("threshold AUC", threshold_attack(losses["forget"], losses["test"]).auc, *plain)]
     found += [("forget", name, *(100 * v for v in values)) for name, *values in aucs]
     found.append(("forget", "judged out", 100 * paper.judged_out))
-    found.append(("forget", "gap to val", forget_gap(task, forget.logits, forget.targets, val.logits, val.targets)))
+    found.append(("forget", "gap to val", forget_gap(task, forget.logits, forget.targets, val.logits, val.targets,
+                                                    val.identities, len(np.unique(forget.identities)))))
     if original is not None:
         before = original.part("val")
         found.append(("forget", "RF-JSD", rf_jsd(task, forget.logits, forget.targets, before.logits, before.targets)))

@@ -173,7 +173,9 @@ def prepare_artifact(
     artifact = prepare_method(method, model.network, train, val).artifact
     network, _ = apply_method(method, model.network, artifact, played.support)
     judge = Judge(model.network, val)
-    rehearsed = dict(people=people, before=_figures(judge, model.network, played), after=_figures(judge, network, played))
+    strangers = judge.strangers(people)
+    rehearsed = dict(people=people, strangers=None if np.isnan(strangers) else strangers,
+                     before=_figures(judge, model.network, played), after=_figures(judge, network, played))
     facts = dict(method=method.name, settings=settings, weights=model.weights, crop=crop, size=model.size, made=now(),
                  task=asdict(model.task), rehearsed=rehearsed, train_people=len(set(train.identities)), train_pictures=len(train),
                  versions={name: version(name) for name in ("torch", "timm")})
@@ -205,18 +207,19 @@ def contents(artifact: Artifact) -> list[str]:
     said = [f"{len(artifact.tensors)} tensors, {size:.2f} MB, for the {artifact.facts['method']} method; no picture"]
     said.append(f"numbers about each of {names} train people, under codes that tell no name: guard it as such" if names
                 else "nothing about single people")
-    before, after = artifact.facts["rehearsed"]["before"], artifact.facts["rehearsed"]["after"]
-    if None not in before.values() and before["forget"] < before["val"] + 1:
-        said.append(f"beware: the model is no better on train's people ({before['forget']:.1f} %) than on val's ({before['val']:.1f} %): "
+    rehearsed = artifact.facts["rehearsed"]
+    before, after, strangers = rehearsed["before"], rehearsed["after"], rehearsed.get("strangers")
+    if None not in (strangers, before["forget"]) and before["forget"] < strangers + 1:
+        said.append(f"beware: the model does no better on train ({before['forget']:.1f} %) than on as many strangers ({strangers:.1f} %): "
                     "either it remembers nobody, or val's people were trained on as well (see data split --unseen), "
                     "and then no figure here means anything")
-    if None in (*before.values(), *after.values()):
+    if None in (strangers, *before.values(), *after.values()):
         return [*said, "a request was rehearsed, but no attribute occurs on some of its pictures, so nothing could be measured"]
     forgot, rest = (f"from {before[part]:.1f} to {after[part]:.1f} %" for part in ("forget", "rest"))
     if after["simulated ToW"] < before["simulated ToW"]:
         said.append("beware: in the rehearsal doing nothing would have been better; use another method or settings")
-    return [*said, f"in a rehearsed request of {artifact.facts['rehearsed']['people']} people, forget went {forgot} "
-                   f"(strangers: {before['val']:.1f} %), the rest {rest}"]
+    return [*said, f"in a rehearsed request of {rehearsed['people']} people, forget went {forgot} "
+                   f"(as many strangers: {strangers:.1f} %), the rest {rest}"]
 
 # %% ../nbs/62_request.ipynb #6dc75d2e
 _FACTS = dict(method=str, settings=dict[str, Any], weights=str, crop=float, made=str, people=list[str] | None, rehearsed=dict[str, Any])
@@ -385,7 +388,8 @@ def compare_models(
     if strangers is not None and asking is not None and len(strangers) and len(asking):
         for when, network in (("before", before), ("after", after)):
             ours, theirs = ask(network, asking), ask(network, strangers)
-            found[f"gap to others {when}"] = forget_gap(task, ours, asking.targets, theirs, strangers.targets)
+            found[f"gap to others {when}"] = forget_gap(
+                task, ours, asking.targets, theirs, strangers.targets, strangers.identities, len(np.unique(asking.identities)))
             losses = (picture_losses(task, logits, s.targets) for logits, s in ((ours, asking), (theirs, strangers)))
             found[f"threshold attack AUC {when}"] = 100 * threshold_attack(*losses).auc
         found["RF-JSD after"] = rf_jsd(task, ask(after, asking), asking.targets, ask(before, strangers), strangers.targets)

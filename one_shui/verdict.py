@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .rehearsal import strangers_score
 from .scores import task_score
 from .task import BadInput, Task
 
@@ -18,9 +19,11 @@ def forget_gap(
     task: Task,                              # What the network predicts
     forget: Tensor, forget_targets: Tensor,  # Logits on forget pictures and their labels
     val: Tensor, val_targets: Tensor,        # The same of people never seen
+    val_identities: np.ndarray,              # Whose val's pictures are
+    people: int,                             # How many are to be forgotten
 ) -> float:                                  # In points, -100 to 100; near 0: forgotten; above: remembered; below: spoiled
-    "Score on forget minus score on val, of the same network"
-    return 100 * (task_score(task, forget, forget_targets) - task_score(task, val, val_targets))
+    "Score on forget minus that of as many people of val, of the same network"
+    return 100 * task_score(task, forget, forget_targets) - strangers_score(task, val, val_targets, val_identities, people)
 
 # %% ../nbs/25_verdict.ipynb #1c4de63d
 def _divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
