@@ -420,8 +420,8 @@ class KeyEdit(Unlearner):
 
     @classmethod
     def for_request(cls, dataset, n_forget, arch="vit_base_patch16_224", /, **settings):
-        "Rehearsals as large as the request"
-        return cls(**{"n_forget": n_forget, **settings})
+        "Rehearsals as large as the request, and more of them when it is small: of 60 people in all, but 12 at most"
+        return cls(**{"n_forget": n_forget, "rehearsals": min(max(3, math.ceil(60 / n_forget)), 12), **settings})
 
     def prepare(self, model: nn.Module, train: FaceSet, val: FaceSet) -> Artifact:
         "Look at every train picture once (at eight of them twice), then rehearse"

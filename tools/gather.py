@@ -44,7 +44,8 @@ def search_of(file: Path) -> pd.DataFrame:
     return pd.DataFrame({**place, "method": file.stem.removeprefix("tune-")}, table.index).join(table)
 
 
-TABLES = {"rows": METRICS, "ablation": METRICS, "sizes": {"mAP", "accuracy", "ToW", "over_forgot", "loss attack AUC"}}
+ATTACKS = {metric for metric in METRICS if metric.startswith(("RMIA", "linkage", "portrait", "sibling"))}
+TABLES = {"rows": METRICS, "ablation": METRICS, "sizes": {"mAP", "accuracy", "ToW", "over_forgot", "loss attack AUC", *ATTACKS}}
 
 
 def table_of(folder: Path) -> str:
