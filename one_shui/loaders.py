@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'RELEASE', 'AUGMENTATIONS', 'upright', 'picture_key', 'cache_folder', 'cache_file', 'BadPictures',
-           'without_bad', 'cached_pictures', 'DecodedPictures', 'Meter', 'Spent', 'FaceSet', 'face_set',
+           'without_bad', 'cached_pictures', 'DecodedPictures', 'Meter', 'FaceSet', 'face_set', 'Spent',
            'random_affine', 'Plain', 'Warp', 'Erase', 'batch_transforms', 'FaceLoader', 'face_loaders']
 
 # %% ../nbs/04_loaders.ipynb #116e3099
@@ -210,24 +210,6 @@ class Meter:
     reads: int = 0       # Pictures handed out; one that was read twice counts twice
     before: float = 0.   # Seconds of processes that were killed, as far as a later one went on from them
 
-
-class Spent:
-    "What a run that may be killed has used of some sets since it began"
-    def __init__(self, *sets: "FaceSet"):
-        self.meters, self.start = [pictures.meter for pictures in sets], time.perf_counter()
-        self.reads = [meter.reads for meter in self.meters]
-
-    def told(self) -> dict:
-        "JSON-ready, for a checkpoint"
-        read = [meter.reads - first for meter, first in zip(self.meters, self.reads, strict=True)]
-        return dict(seconds=time.perf_counter() - self.start, reads=read)
-
-    def go_on(self, told: dict) -> None:
-        "Count as if the run that wrote a checkpoint had never stopped"
-        for meter, first, read in zip(self.meters, self.reads, told["reads"], strict=True): meter.reads = first + read
-        self.meters[0].before += told["seconds"]
-        self.start -= told["seconds"]
-
 # %% ../nbs/04_loaders.ipynb #eb486bed
 class FaceSet:
     "Some pictures of a dataset with their labels and people, in memory or mapped from disk"
@@ -316,6 +298,24 @@ def face_set(
 ) -> FaceSet:
     "The `FaceSet` of some rows of a table"
     return FaceSet(pictures, rows, faces.targets, faces.identities, faces.task)
+
+# %% ../nbs/04_loaders.ipynb #f9ae9545
+class Spent:
+    "What a run that may be killed has used of some sets since it began"
+    def __init__(self, *sets: FaceSet):
+        self.meters, self.start = [pictures.meter for pictures in sets], time.perf_counter()
+        self.reads = [meter.reads for meter in self.meters]
+
+    def told(self) -> dict:
+        "JSON-ready, for a checkpoint"
+        read = [meter.reads - first for meter, first in zip(self.meters, self.reads, strict=True)]
+        return dict(seconds=time.perf_counter() - self.start, reads=read)
+
+    def go_on(self, told: dict) -> None:
+        "Count as if the run that wrote a checkpoint had never stopped"
+        for meter, first, read in zip(self.meters, self.reads, told["reads"], strict=True): meter.reads = first + read
+        self.meters[0].before += told["seconds"]
+        self.start -= told["seconds"]
 
 # %% ../nbs/04_loaders.ipynb #b1baefd7
 def random_affine(
