@@ -80,7 +80,7 @@ def digest(file: Path) -> str:
     """
     cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]]
     code = "\n".join(text for kind, text in cells if kind == "code")
-    read = [table for table in sorted((ROOT / "data/results").iterdir()) if table.name in code]
+    read = [table for table in sorted((ROOT / "data/results").iterdir()) if "data/results" in code and table.stem in code]
     if ".ipynb" in code: read += sorted((ROOT / "nbs").glob("*.ipynb"))
     told = [hashlib.sha256(found.read_bytes()).hexdigest() for found in (ROOT / "constraints.txt", *read)]
     return hashlib.sha256(json.dumps([cells, told, VERSION]).encode()).hexdigest()[:16]
