@@ -301,7 +301,7 @@ class _Rehearsal:
         self.task, self.answer, self.reach, self.parts = task, answer, reach, parts
         features, before, _ = parts["test"]
         self.before = self._scores(torch.zeros(answer(before).shape[1], features.shape[1]))
-        self.wanted = dict(self.before, forget=0. if math.isnan(strangers) else strangers)
+        self.wanted = dict(self.before, forget=self.before["forget"] if math.isnan(strangers) else strangers)
 
     def _scores(self, change: Tensor) -> dict[str, float]:
         moved = {name: x @ change.T for name, (x, _, _) in self.parts.items()}

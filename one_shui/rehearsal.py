@@ -87,7 +87,7 @@ class Judge:
         self.model, self.seed, self.sample = model, seed, sample
         self.unseen = val.subset(some_people(val.identities, sample, seed))
         self._logits = predict(fast(model), self.unseen)
-        self.before = self.strangers(len(self.unseen))
+        self.before = 100 * task_score(val.task, self._logits, self.unseen.targets)
         self._rest: dict[Played, tuple[FaceSet, float, float]] = {}
 
     def strangers(self, people: int) -> float:
