@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from one_shui.experiment import Config, load_pictures
-from one_shui.faces import save_faces
-from one_shui.models import ModelSpec, create_model
-from one_shui.toy import toy_faces
+from one_shui.experiments.run import Config, load_pictures
+from one_shui.data.readers import save_faces
+from one_shui.models.networks import ModelSpec, create_model
+from one_shui.data.toy import toy_faces
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,7 @@ def cache(monkeypatch, tmp_path_factory):
 def clean_process():
     "Makes processes that have imported everything and hold no thread of this one"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["one_shui.request", "one_shui.own_model", "one_shui.tables", "one_shui.cli", "hypothesis"])
+    context.set_forkserver_preload(["one_shui.requests.request", "one_shui.requests.own_model", "one_shui.experiments.tables", "one_shui.cli.main", "hypothesis"])
     def start(target, *arguments):
         process = context.Process(target=target, args=arguments, daemon=True)
         process.start()

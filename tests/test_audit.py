@@ -11,16 +11,21 @@ import pandas as pd
 import pytest
 import torch
 
-from one_shui.attacks import auc_interval, blind_loss_attack, loss_attack, membership_signal, rmia_scores, roc, threshold_attack
-from one_shui.audit import Audit, attack, audit, know, push, view_signals
-from one_shui.cli import main
-from one_shui.experiment import Config, load_network, load_pictures, load_run, run
-from one_shui.identity import relearn
-from one_shui.lira import confidence, ulira, ulira_interval
-from one_shui.models import ModelSpec, create_model
-from one_shui.scores import paired_interval, predict
-from one_shui.task import BadInput, Task, picture_losses
-from one_shui.training import fit
+from one_shui.evaluation.attacks import (
+    auc_interval, blind_loss_attack, loss_attack, membership_signal, rmia_scores, roc,
+    threshold_attack,
+)
+from one_shui.experiments.audit import Audit, attack, audit, know, push, view_signals
+from one_shui.cli.main import main
+from one_shui.experiments.run import Config, load_network, load_pictures, load_run, run
+from one_shui.evaluation.identity import relearn
+from one_shui.evaluation.ulira import confidence, ulira, ulira_interval
+from one_shui.models.networks import ModelSpec, create_model
+from one_shui.core.intervals import paired_interval
+from one_shui.evaluation.scores import predict
+from one_shui.core.errors import BadInput
+from one_shui.data.task import Task, picture_losses
+from one_shui.training.fit import fit
 
 RUN = Config.tiny(epochs=25, n_forget=8, methods=("original", "retrain", "gradient_ascent"), settings=dict(gradient_ascent=dict(lr=0.)),
                   toy=dict(n_people=60, n_photos=10, size=32))

@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from one_shui.cli import main
-from one_shui.datacheck import check_data
-from one_shui.experiment import Config, load_pictures
-from one_shui.faces import read_celeba, read_faces, save_faces
-from one_shui.loaders import BadPictures, FaceLoader, FaceSet, cached_pictures
-from one_shui.splits import make_splits
-from one_shui.task import BadInput
-from one_shui.toy import toy_faces
+from one_shui.cli.main import main
+from one_shui.data.quality import check_data
+from one_shui.experiments.run import Config, load_pictures
+from one_shui.data.readers import read_celeba, read_faces, save_faces
+from one_shui.data.loaders import BadPictures, FaceLoader, FaceSet, cached_pictures
+from one_shui.data.splits import make_splits
+from one_shui.core.errors import BadInput
+from one_shui.data.toy import toy_faces
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_a_phone_s_rotation(tmp_path):
 
 def test_a_full_disk(celeba, monkeypatch):
     def full(*_): raise OSError(28, "No space left on device")
-    monkeypatch.setattr("one_shui.loaders.os.replace", full)
+    monkeypatch.setattr("one_shui.data.loaders.os.replace", full)
     with pytest.raises(BadInput, match="No space left on device.*make room, or name another folder in ONE_SHUI_CACHE"):
         cached_pictures(read_celeba(celeba), 24, progress=False)
 
@@ -171,8 +171,8 @@ def test_a_cache_of_another_version(celeba, tmp_path):
 
 BUILD = """
 import sys
-from one_shui.faces import read_celeba
-from one_shui.loaders import cached_pictures
+from one_shui.data.readers import read_celeba
+from one_shui.data.loaders import cached_pictures
 print(int(cached_pictures(read_celeba(sys.argv[1]), 48, sys.argv[2], progress=False).sum()))
 """
 
@@ -281,7 +281,7 @@ def test_decoding_every_time_is_the_same(drawn):
 
 
 def test_bench_loaders_prints_json(drawn, capsys, monkeypatch):
-    monkeypatch.setattr("one_shui.bench._memory", lambda rows, size: 0.)
+    monkeypatch.setattr("one_shui.bench_loaders._memory", lambda rows, size: 0.)
     monkeypatch.setattr(sys, "argv", ["one-shui", "bench", "loaders", "--root", str(drawn), "--rounds", "1", "--size", "32"])
     with pytest.raises(SystemExit) as left: main()
     found = json.loads(capsys.readouterr().out)

@@ -8,17 +8,20 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from one_shui.attacks import loss_attack
-from one_shui.bad_teacher import BadTeacher
-from one_shui.jit import lipschitz_loss
-from one_shui.metaloss import MetaLoss, Objective, Support, meta_gradient, meta_gradient_by_double_backward, val_levels
-from one_shui.models import ModelSpec, create_model
-from one_shui.pgu import PGU
-from one_shui.scores import mean_average_precision, tow_factor
-from one_shui.scrub import SCRUB
-from one_shui.ssd import dampen, importance
-from one_shui.task import Task
-from one_shui.unlearn import Artifact, Handover
+from one_shui.evaluation.attacks import loss_attack
+from one_shui.methods.bad_teacher import BadTeacher
+from one_shui.methods.jit import lipschitz_loss
+from one_shui.methods.metaunlearn.loss import (
+    MetaLoss, Objective, Support, meta_gradient, meta_gradient_by_double_backward, val_levels,
+)
+from one_shui.models.networks import ModelSpec, create_model
+from one_shui.methods.pgu import PGU
+from one_shui.data.metrics import mean_average_precision
+from one_shui.evaluation.scores import tow_factor
+from one_shui.methods.scrub import SCRUB
+from one_shui.methods.ssd import dampen, importance
+from one_shui.data.task import Task
+from one_shui.methods.contract import Artifact, Handover
 
 FOLDER = os.environ.get("ONE_SHUI_GOLDEN")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="set ONE_SHUI_GOLDEN to the folder of golden vectors")

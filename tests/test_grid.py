@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from one_shui import engines
-from one_shui.cli import main
-from one_shui.engines import Engine, attempt
-from one_shui.grid import TIMES, Grid, collect, only, plan, read_grid
-from one_shui.store import Step, Store
-from one_shui.tables import failures, read_rows, run_grid
-from one_shui.task import BadInput
+from one_shui.cli.main import main
+from one_shui.scale.engines import Engine, attempt
+from one_shui.scale.grid import TIMES, Grid, collect, only, plan, read_grid
+from one_shui.scale.store import Step, Store
+from one_shui.scale.run_grid import failures, read_rows, run_grid
+from one_shui.core.errors import BadInput
 
 TINY = dict(size=32, epochs=2, recipe="toy", toy=dict(n_people=30, n_photos=6, size=32), arch_options=dict(width=8))
 GRID = Grid("tiny", TINY, dict(n_forget=[3], seed=[0]), ("gradient_ascent", "prior_labels"))

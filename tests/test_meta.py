@@ -5,9 +5,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from one_shui.metaloss import MetaLoss, Objective, Support, meta_gradient, meta_gradient_by_double_backward, val_levels
-from one_shui.models import ModelSpec, create_model
-from one_shui.task import Task
+from one_shui.methods.metaunlearn.loss import (
+    MetaLoss, Objective, Support, meta_gradient, meta_gradient_by_double_backward, val_levels,
+)
+from one_shui.models.networks import ModelSpec, create_model
+from one_shui.data.task import Task
 
 ATTRIBUTES = Task("multi-label", ("a", "b", "c"))
 AGES = Task("multi-class", ("young", "old", "older"))

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import fastcore.test
 
-from one_shui.cli import main
-from one_shui.experiment import Config, load_run, run
-from one_shui.scores import mean_and_interval, paired_interval
-from one_shui.settings import CELLS
-from one_shui.task import BadInput
-from one_shui.unlearn import METHODS, Artifact, apply_method, find_method, prepare_method
+from one_shui.cli.main import main
+from one_shui.experiments.run import Config, load_run, run
+from one_shui.core.intervals import mean_and_interval, paired_interval
+from one_shui.methods.settings import CELLS
+from one_shui.core.errors import BadInput
+from one_shui.methods.contract import METHODS, Artifact, apply_method, find_method, prepare_method
 
 NAMES = [name for name in METHODS if name != "retrain"]
 

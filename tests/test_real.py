@@ -5,11 +5,11 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from one_shui.cli import app
-from one_shui.experiment import Config, load_pictures, run
-from one_shui.faces import read_faces
-from one_shui.ledger import Ledger
-from one_shui.splits import load_splits
+from one_shui.cli.main import app
+from one_shui.experiments.run import Config, load_pictures, run
+from one_shui.data.readers import read_faces
+from one_shui.requests.ledger import Ledger
+from one_shui.data.splits import load_splits
 
 
 @pytest.mark.parametrize("dataset, classes", [("celeba", 40), ("celebahq", 40), ("mufac", 8)])

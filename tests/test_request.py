@@ -19,30 +19,26 @@ from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 import one_shui
-from one_shui.cli import main
-from one_shui.experiment import Config, run
-from one_shui.faces import read_faces, save_faces
-from one_shui.ledger import Ledger, check_receipt, file_digest, read_key, read_receipt
-from one_shui.loaders import FaceSet, cached_pictures, face_set
-from one_shui.models import ModelSpec, create_model, read_header, save_model, task_facts, weights_digest
-from one_shui.own_model import open_any, read_description
-from one_shui.photos import opencv_faces, read_photo
-from one_shui.request import (
-    PLAIN,
-    Asked,
-    Options,
-    _seal,
-    answer_request,
-    open_model,
-    prepare_artifact,
-    read_artifact,
+from one_shui.cli.main import main
+from one_shui.experiments.run import Config, run
+from one_shui.data.readers import read_faces, save_faces
+from one_shui.core.files import file_digest
+from one_shui.requests.ledger import Ledger, check_receipt, read_key, read_receipt
+from one_shui.data.loaders import FaceSet, cached_pictures, face_set
+from one_shui.core.files import read_header
+from one_shui.models.networks import ModelSpec, create_model, save_model, task_facts, weights_digest
+from one_shui.requests.own_model import open_any, read_description
+from one_shui.requests.photos import opencv_faces, read_photo
+from one_shui.methods.contract import settings_of
+from one_shui.requests.request import (
+    PLAIN, Asked, Options, _seal, answer_request, open_model, prepare_artifact, read_artifact,
     read_requests,
-    settings_of,
 )
-from one_shui.splits import load_splits
-from one_shui.task import BadInput, Task
-from one_shui.toy import toy_faces
-from one_shui.unlearn import Artifact, find_method, method_names
+from one_shui.data.splits import load_splits
+from one_shui.core.errors import BadInput
+from one_shui.data.task import Task
+from one_shui.data.toy import toy_faces
+from one_shui.methods.contract import Artifact, find_method, method_names
 
 KILLS = int(os.environ.get("ONE_SHUI_KILLS", "12"))
 
@@ -350,7 +346,7 @@ def test_malformed_records_end_in_one_line(tmp_path, monkeypatch, capsys, file, 
 
 def test_what_the_system_refuses_is_one_line(desk, monkeypatch, capsys):
     def full(*_): raise OSError(28, "No space left on device")
-    monkeypatch.setattr("one_shui.request.write_unlearned", full)
+    monkeypatch.setattr("one_shui.requests.request.write_unlearned", full)
     photo = photo_of(desk)
     assert call(monkeypatch, "forget", "--model", desk / "model.safetensors", "--artifact", desk / "artifact.safetensors", "--photo", photo,
                 "--identity", "1", "--out", desk / "new.safetensors") == 2
@@ -467,7 +463,7 @@ def test_finished_models_and_receipts_stay(desk):
 
 def test_a_crash_makes_no_strange_file_its_own(desk, monkeypatch):
     def full(*_): raise OSError(28, "No space left on device")
-    monkeypatch.setattr("one_shui.request.write_unlearned", full)
+    monkeypatch.setattr("one_shui.requests.request.write_unlearned", full)
     with pytest.raises(OSError, match="No space"): answer(desk)
     monkeypatch.undo()
     (desk / "sub").mkdir()
@@ -512,7 +508,7 @@ def test_a_line_of_models_has_one_ledger(desk):
 
 def test_a_full_disk_leaves_the_old_state(desk, monkeypatch):
     def full(*_): raise OSError(28, "No space left on device")
-    monkeypatch.setattr("one_shui.request.write_unlearned", full)
+    monkeypatch.setattr("one_shui.requests.request.write_unlearned", full)
     with pytest.raises(OSError, match="No space"): answer(desk)
     assert not (desk / "model-2.safetensors").exists()
     monkeypatch.undo()

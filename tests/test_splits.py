@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from one_shui.splits import load_splits, make_splits, save_splits, simulate_requests
-from one_shui.task import BadInput, Faces, Task
+from one_shui.data.splits import load_splits, make_splits, save_splits, simulate_requests
+from one_shui.core.errors import BadInput
+from one_shui.data.task import Faces, Task
 
 datasets = st.lists(st.integers(1, 12), min_size=6, max_size=60)  # pictures of each person
 

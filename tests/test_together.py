@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from one_shui.loaders import face_set
-from one_shui.models import ModelSpec, create_model
-from one_shui.scores import predict
-from one_shui.splits import make_splits
-from one_shui.together import together_callbacks
-from one_shui.toy import toy_faces
-from one_shui.training import RECIPES, fit
+from one_shui.data.loaders import face_set
+from one_shui.models.networks import ModelSpec, create_model
+from one_shui.evaluation.scores import predict
+from one_shui.data.splits import make_splits
+from one_shui.training.distributed import together_callbacks
+from one_shui.data.toy import toy_faces
+from one_shui.training.fit import RECIPES, fit
 
 RECIPE = replace(RECIPES["toy"], epochs=2, bf16=False, batch_size=27)  # a number that doesn't divide, and a last batch that is small
 VIT = dict(arch="vit_tiny_patch16_224", options=dict(patch_size=16, depth=2))
@@ -72,12 +72,12 @@ def test_processes_agree_on_running_statistics(tmp_path):
 
 
 @pytest.mark.parametrize("launcher", [
-    ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "one_shui.cli"],
+    ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "one_shui.cli.main"],
     ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-     "--dynamo_backend", "no", "-m", "one_shui.cli"]], ids=["torchrun", "accelerate"])
+     "--dynamo_backend", "no", "-m", "one_shui.cli.main"]], ids=["torchrun", "accelerate"])
 def test_a_whole_run(tmp_path, launcher):
     if "accelerate" in launcher[1]: pytest.importorskip("accelerate")
-    subprocess.run([sys.executable, "-m", "one_shui.cli", *RUN, "--out", str(tmp_path / "one")], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "one_shui.cli.main", *RUN, "--out", str(tmp_path / "one")], check=True, capture_output=True)
     done = subprocess.run([sys.executable, *launcher, *RUN, "--out", str(tmp_path / "two")], check=True, capture_output=True, text=True)
     assert done.stdout.count("report:") == 1
     one, two = (pd.read_csv(tmp_path / name / "results.csv").set_index(["method", "split", "metric"])["value"] for name in ("one", "two"))

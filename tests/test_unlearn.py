@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import one_shui.unlearn
-from one_shui.task import BadInput
-from one_shui.unlearn import Artifact, Unlearner, apply_method, find_method, method_names, prepare_method
+from one_shui.core.errors import BadInput
+from one_shui.methods.contract import (
+    Artifact, Unlearner, apply_method, find_method, method_names, prepare_method,
+)
 
 KEPT = []  # where a cheating method hides things between the two moments
 
@@ -56,10 +58,10 @@ def test_weights_that_are_no_numbers(pictures, model):
 
 
 def test_a_method_from_another_package(monkeypatch):
-    point = EntryPoint("theirs", "one_shui.unlearn:Original", "one_shui.methods")
-    monkeypatch.setattr(one_shui.unlearn, "entry_points", lambda group: [point] if group == "one_shui.methods" else [])
+    point = EntryPoint("theirs", "one_shui.methods.contract:Original", "one_shui.methods")
+    monkeypatch.setattr(one_shui.methods.contract, "entry_points", lambda group: [point] if group == "one_shui.methods" else [])
     assert "theirs" in method_names()
-    assert find_method("theirs") is one_shui.unlearn.Original
+    assert find_method("theirs") is one_shui.methods.contract.Original
 
 
 def test_metaunlearn_says_who_is_a_stranger(pictures, model):

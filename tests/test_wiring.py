@@ -5,24 +5,27 @@ import pytest
 import torch
 from torch import nn
 
-from one_shui.bad_teacher import BadTeacher, fresh_copy
-from one_shui.finetune import FineTune, NegGradPlus, SalUn, quantile
-from one_shui.inputs import AMUN, nearest_adversarial
-from one_shui.jit import JiT
-from one_shui.key_edit import KeyEdit, answer, carried_back, views, wide_place
-from one_shui.loaders import FaceLoader
-from one_shui.metaloss import MetaLoss, Objective, Support, meta_gradient, unlearning_step, val_levels
-from one_shui.metaunlearn import MetaUnlearn
-from one_shui.models import ModelSpec, create_model
-from one_shui.pgu import PGU, forgetting_loss
-from one_shui.portraits import AscentToVal, BoundaryShrink, MaskedAscent, nearest_wrong
-from one_shui.relabel import MaxEntropy, PriorLabels, RandomLabels, soft_loss
-from one_shui.scores import predict
-from one_shui.scrub import SCRUB, softened_divergence
-from one_shui.ssd import SSD, gradient_size, importance
-from one_shui.task import BadInput, Task, task_loss
-from one_shui.training import Recipe, fit
-from one_shui.unlearn import Artifact, apply_method, find_method, prepare_method
+from one_shui.methods.bad_teacher import BadTeacher, fresh_copy
+from one_shui.methods.finetune import FineTune, NegGradPlus, SalUn, quantile
+from one_shui.methods.input_gradients import AMUN, nearest_adversarial
+from one_shui.methods.jit import JiT
+from one_shui.methods.key_edit.method import KeyEdit, answer, carried_back, views, wide_place
+from one_shui.data.loaders import FaceLoader
+from one_shui.methods.metaunlearn.loss import (
+    MetaLoss, Objective, Support, meta_gradient, unlearning_step, val_levels,
+)
+from one_shui.methods.metaunlearn.method import MetaUnlearn
+from one_shui.models.networks import ModelSpec, create_model
+from one_shui.methods.pgu import PGU, forgetting_loss
+from one_shui.methods.support_steps import AscentToVal, BoundaryShrink, MaskedAscent, nearest_wrong
+from one_shui.methods.relabel import MaxEntropy, PriorLabels, RandomLabels, soft_loss
+from one_shui.evaluation.scores import predict
+from one_shui.methods.scrub import SCRUB, softened_divergence
+from one_shui.methods.ssd import SSD, gradient_size, importance
+from one_shui.core.errors import BadInput
+from one_shui.data.task import Task, task_loss
+from one_shui.training.fit import Recipe, fit
+from one_shui.methods.contract import Artifact, apply_method, find_method, prepare_method
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +233,7 @@ def test_metaunlearn_descends_on_its_objective(pictures, model):
 
 def test_metaunlearn_is_judged_on_people_who_dont_play(pictures, model, monkeypatch):
     asked, played = [], []
-    import one_shui.metaunlearn as module
+    import one_shui.methods.metaunlearn.method as module
     plain, simulated = module.play_requests, module.simulate_requests
     monkeypatch.setattr(module, "play_requests", lambda *given: asked.append(given[-1]) or plain(*given))
     monkeypatch.setattr(

@@ -131,7 +131,7 @@ def execute() -> None:
     first = sorted(todo, key=lambda file: -max((seconds for name, seconds in timings().items() if name == file.name), default=99.))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two trainings side by side that share their threads take many times as long
     fresh = get_context("forkserver")  # a new process for each notebook, that has imported the package already
-    fresh.set_forkserver_preload(["one_shui.audit_charts", "one_shui.cli", "one_shui.own_model", "one_shui.tables", "execnb.shell"])
+    fresh.set_forkserver_preload(["one_shui.experiments.audit_charts", "one_shui.cli.main", "one_shui.requests.own_model", "one_shui.experiments.tables", "execnb.shell"])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = timings()
         for done in as_completed([pool.submit(in_a_process, fresh, file, kept[file]) for file in first]):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from one_shui.audit import AUDITED
+from one_shui.experiments.audit import AUDITED
 
 RESULTS = Path(__file__).parent.parent / "data/results"
 METRICS = {"mAP", "accuracy", "ToW", "over_forgot", "loss attack AUC", "gap to val", "RF-JSD", "blind loss attack AUC", "prepare seconds",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from one_shui.tables import gain_chart
+from one_shui.experiments.tables import gain_chart
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,9 +7,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from one_shui.engines import Engine
-from one_shui.grid import TIMES, Grid, plan
-from one_shui.tables import read_rows, run_grid
+from one_shui.scale.engines import Engine
+from one_shui.scale.grid import TIMES, Grid, plan
+from one_shui.scale.run_grid import read_rows, run_grid
 
 TINY = dict(size=32, epochs=2, recipe="toy", toy=dict(n_people=30, n_photos=6, size=32), arch_options=dict(width=8))
 GRID = Grid("tiny", TINY, dict(n_forget=[2, 3], seed=[0, 1]), ("gradient_ascent", "prior_labels"))

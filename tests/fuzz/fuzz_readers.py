@@ -17,19 +17,22 @@ import pandas as pd
 from PIL import Image
 
 with atheris.instrument_imports(include=["one_shui"]):
-    from one_shui.answers import Answers
-    from one_shui.faces import read_celeba, read_mufac, read_own
-    from one_shui.grid import read_grid
-    from one_shui.ledger import Ledger, check_receipt, read_receipt
-    from one_shui.loaders import FaceSet
-    from one_shui.models import ModelSpec, create_model, save_model, task_facts
-    from one_shui.key_edit import KeyEdit
-    from one_shui.own_model import read_description
-    from one_shui.photos import read_photo
-    from one_shui.request import Asked, Options, answer_request, open_model, prepare_artifact, read_requests
-    from one_shui.splits import load_splits, make_splits, save_splits
-    from one_shui.task import BadInput, Task
-    from one_shui.toy import toy_faces
+    from one_shui.evaluation.predictions import Answers
+    from one_shui.data.readers import read_celeba, read_mufac, read_own
+    from one_shui.scale.grid import read_grid
+    from one_shui.requests.ledger import Ledger, check_receipt, read_receipt
+    from one_shui.data.loaders import FaceSet
+    from one_shui.models.networks import ModelSpec, create_model, save_model, task_facts
+    from one_shui.methods.key_edit.method import KeyEdit
+    from one_shui.requests.own_model import read_description
+    from one_shui.requests.photos import read_photo
+    from one_shui.requests.request import (
+        Asked, Options, answer_request, open_model, prepare_artifact, read_requests,
+    )
+    from one_shui.data.splits import load_splits, make_splits, save_splits
+    from one_shui.core.errors import BadInput
+    from one_shui.data.task import Task
+    from one_shui.data.toy import toy_faces
 
 FOLDER = Path(tempfile.mkdtemp())
 FACES = toy_faces(n_people=12, n_photos=3, size=8)

@@ -15,13 +15,13 @@ from urllib.parse import unquote, urldefrag, urljoin
 import pytest
 from playwright.sync_api import sync_playwright
 
-from one_shui.audit import audit
-from one_shui.audit_charts import save_audit_report
-from one_shui.engines import Engine
-from one_shui.experiment import Config, run
-from one_shui.grid import Grid
-from one_shui.results import save_report
-from one_shui.tables import run_grid, save_grid_report
+from one_shui.experiments.audit import audit
+from one_shui.experiments.audit_charts import save_audit_report
+from one_shui.scale.engines import Engine
+from one_shui.experiments.run import Config, run
+from one_shui.scale.grid import Grid
+from one_shui.experiments.results import save_report
+from one_shui.scale.run_grid import run_grid, save_grid_report
 
 SITE = Path(__file__).parents[2] / "_docs"
 PAGES = sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html") if "_static" not in p.parts)
