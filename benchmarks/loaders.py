@@ -22,7 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from one_shui.data.loaders import FaceLoader, FaceSet, cached_pictures, face_set
+from one_shui.data.loaders import FaceLoader, FaceSet, cached_images, face_set
 from one_shui.data.readers import read_faces
 from one_shui.data.task import Faces, Task, task_loss
 from one_shui.models.networks import ModelSpec, create_model
@@ -30,7 +30,7 @@ from one_shui.models.precision import Bfloat16, bf16_pays
 
 
 class PilFaces(Dataset):
-    "The usual dataset: one file, one picture, one augmentation"
+    "The usual dataset: one file, one image, one augmentation"
     def __init__(self, faces: Faces, size: int):
         self.faces, self.targets = faces, faces.targets
         half = transforms.Normalize([.5] * 3, [.5] * 3)
@@ -63,39 +63,39 @@ def _epoch(loader) -> None:
 
 def bench_loaders(
     root: str | Path,       # Folder that holds `celeba/`
-    size: int = 64,         # Side of a picture in pixels
+    size: int = 64,         # Side of an image in pixels
     rounds: int = 3,        # Medians are over so many
-    memory_rows: int = 200_000,  # Pictures in the memory test (a file of zeros)
+    memory_rows: int = 200_000,  # Images in the memory test (a file of zeros)
     arch: str = "resnet18",  # Network of the step test
 ) -> dict[str, float]:
-    "Seconds to cache, pictures a second against a two-worker PIL loader, the loader's share of a training step, and memory"
+    "Seconds to cache, images a second against a two-worker PIL loader, the loader's share of a training step, and memory"
     faces = read_faces("celeba", root)
     rows = np.arange(len(faces))
     cache = []
     for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as folder: cache.append(_seconds(lambda: cached_pictures(faces, size, folder, progress=False)))
-    pictures = face_set(faces, cached_pictures(faces, size, progress=False), rows)
-    ours = FaceLoader(pictures, 64, shuffle=True, augment="crop")
+        with tempfile.TemporaryDirectory() as folder: cache.append(_seconds(lambda: cached_images(faces, size, folder, progress=False)))
+    images = face_set(faces, cached_images(faces, size, progress=False), rows)
+    ours = FaceLoader(images, 64, shuffle=True, augment="crop")
     usual = DataLoader(PilFaces(faces, size), 64, shuffle=True, num_workers=2, persistent_workers=True, multiprocessing_context="fork")
     for loader in (ours, usual): _epoch(loader)  # warm
     seconds = np.array([[_seconds(lambda: _epoch(ours)), _seconds(lambda: _epoch(usual))] for _ in range(rounds)])
     per_second = len(faces) / np.median(seconds, 0)
     return dict(cache_seconds=statistics.median(cache), pil_per_second=per_second[1], batched_per_second=per_second[0],
-                ratio=per_second[0] / per_second[1], step_overhead=_step_overhead(pictures, arch, rounds),
+                ratio=per_second[0] / per_second[1], step_overhead=_step_overhead(images, arch, rounds),
                 rss_growth_mb=_memory(memory_rows, size))
 
 
-def _step_overhead(pictures: FaceSet, arch: str, rounds: int) -> float:
+def _step_overhead(images: FaceSet, arch: str, rounds: int) -> float:
     "Relative time that reading adds to training steps"
-    model = create_model(ModelSpec(arch, pictures.task.n_outputs, pictures.size)).to(memory_format=torch.channels_last)
+    model = create_model(ModelSpec(arch, images.task.n_outputs, images.size)).to(memory_format=torch.channels_last)
     net = Bfloat16(model) if bf16_pays(torch.device("cpu")) else model
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    few = pictures.subset(np.arange(min(len(pictures), 20 * 64)))
+    few = images.subset(np.arange(min(len(images), 20 * 64)))
 
     def train(batches) -> None:
         for x, y in batches:
             optimizer.zero_grad()
-            task_loss(pictures.task, net(x), y).backward()
+            task_loss(images.task, net(x), y).backward()
             optimizer.step()
 
     loader = FaceLoader(few, 64, shuffle=True, augment="crop", device="cpu")
@@ -108,7 +108,7 @@ def _step_overhead(pictures: FaceSet, arch: str, rounds: int) -> float:
 def _memory(rows: int, size: int) -> float:
     "Growth of resident memory in MB over an epoch of a mapped file"
     with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, "pictures.npy")
+        file = os.path.join(folder, "images.npy")
         np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(rows, size, size, 3)).flush()
         mapped = np.load(file, mmap_mode="r")
         task = Task("multi-label", ("yes",))

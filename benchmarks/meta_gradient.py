@@ -32,10 +32,8 @@ from torch.utils.flop_counter import flop_registry
 from one_shui.core.errors import check_choice
 from one_shui.core.files import read_tensors, write_tensors
 from one_shui.data.task import Batch, Task
-from one_shui.methods.metaunlearn.loss import (
-    MetaLoss, MetaStep, Objective, Support, meta_gradient, meta_gradient_by_double_backward,
-    val_levels,
-)
+from one_shui.methods.metaunlearn.loss import MetaLoss, MetaStep, Objective, Support, meta_gradient
+from one_shui.methods.metaunlearn.loss import meta_gradient_by_double_backward, val_weighted_losses
 from one_shui.models.features import logits_and_features
 from one_shui.models.networks import ModelSpec, check_spec, create_model
 
@@ -61,7 +59,7 @@ class _Drawn(Sequence):
 
 
 def _problem(spec: ModelSpec, people: int, batches: int, batch_size: int) -> tuple:
-    "A network, a learned loss, and random pictures: what a meta-gradient is computed from"
+    "A network, a learned loss, and random images: what a meta-gradient is computed from"
     torch.manual_seed(0)
     task, model = Task("multi-label", tuple(f"attribute {k}" for k in range(spec.n_outputs))), create_model(spec).eval()
     forget, val = (_Drawn(spec, batches, batch_size, first) for first in (1, 1 + batches))
@@ -84,7 +82,7 @@ def _gradient(
     if form == "forward_mode": return meta_gradient(*given, levels, ETA, OBJECTIVE)
     if form == "double_backward": return meta_gradient_by_double_backward(*given, levels, ETA, OBJECTIVE, accumulate=True)
     with sdpa_kernel(SDPBackend.MATH):
-        levels = val_levels(model, meta_loss.task, val, OBJECTIVE)
+        levels = val_weighted_losses(model, meta_loss.task, val, OBJECTIVE)
         return meta_gradient_by_double_backward(*given, levels, ETA, OBJECTIVE)
 
 
@@ -99,7 +97,7 @@ class _Work(TorchDispatchMode):
 
 
 def _passes(form: Form, problem: tuple, levels: list[float]) -> float:
-    "The work of one form, in forward passes of one picture"
+    "The work of one form, in forward passes of one image"
     model, meta_loss, support, forget, val = problem
     with _Work() as one, torch.no_grad(): model(support.x[:1])
     with _Work() as all_: _gradient(form, model, meta_loss, support, forget, val, levels)
@@ -117,7 +115,7 @@ def _peak_mb() -> float:
 def _measure(form: Form, spec: ModelSpec, people: int, batches: int, batch_size: int, file: str, count: bool, answer) -> None:
     "Run one form in this process; put seconds, peak memory and the work in the queue, the gradient in a file"
     model, meta_loss, support, forget, val = _problem(spec, people, batches, batch_size)
-    levels = val_levels(model, meta_loss.task, val, OBJECTIVE)
+    levels = val_weighted_losses(model, meta_loss.task, val, OBJECTIVE)
     few = Support(*(t[:2] for t in support))
     _gradient(form, model, meta_loss, few, [(x[:2], y[:2]) for x, y in (forget[0],)], [(x[:2], y[:2]) for x, y in (val[0],)], levels[:1])
     start = time.perf_counter()
@@ -141,11 +139,11 @@ def _in_a_process(*arguments) -> tuple[float, float, float] | None:
 
 def bench_meta_gradient(
     arch: str = "vit_tiny_patch16_224",  # Any timm name
-    size: int = 64,                      # Side of a picture in pixels
+    size: int = 64,                      # Side of an image in pixels
     patch_size: int | None = None,       # Of a ViT; None: its own
-    people: int = 20,                    # Support pictures
+    people: int = 20,                    # Support images
     batches: int = 4,                    # Forget batches, and as many of val
-    batch_size: int = 64,                # Pictures in each
+    batch_size: int = 64,                # Images in each
     rounds: int = 3,                     # Medians are over so many
     outputs: int = 40,                   # Attributes
     forms: tuple[Form, ...] = FORMS,     # Which to measure; ratios need two

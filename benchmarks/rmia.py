@@ -28,8 +28,8 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def bench_rmia(
-    targets: int,     # Attacked pictures
-    population: int,  # Population pictures
+    targets: int,     # Attacked images
+    population: int,  # Population images
     views: int = 1,   # Of each
     seed: int = 0,    # Of the scores
 ) -> dict[str, float]:  # seconds and peak_mb

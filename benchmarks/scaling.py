@@ -32,10 +32,9 @@ from one_shui.core.files import write_text
 from one_shui.data.readers import save_faces
 from one_shui.data.toy import toy_faces
 from one_shui.evaluation.attacks import rmia_scores
-from one_shui.evaluation.predictions import describe
-from one_shui.experiments.run import (
-    Config, ask, load_pictures, make_method, original_network,
-)
+from one_shui.evaluation.predictions import compute_metrics
+from one_shui.experiments.run import Config, load_image_sets, make_method, original_network
+from one_shui.experiments.run import predict_splits
 from one_shui.methods.contract import apply_method, find_method, prepare_method
 
 
@@ -78,28 +77,28 @@ def _steps(place: dict[str, int], size: int, methods: tuple[str, ...]) -> tuple[
         config = Config(dataset="celeba", root=folder, n_forget=place["n_forget"], size=size, epochs=1, methods=methods,
                         arch_options=dict(width=place["width"]),
                         settings={name: dict(epochs=1) for name in methods if name == "metaunlearn"})
-        pictures = watch("decode", load_pictures, config)
-        original, _ = watch("train an epoch", original_network, config, Path(folder), pictures, False, lambda _: None)
-        asked = pictures.support, pictures.forget, pictures.retain, pictures.val
+        images = watch("decode", load_image_sets, config)
+        original, _ = watch("train an epoch", original_network, config, Path(folder), images, False, lambda _: None)
+        asked = images.support, images.forget, images.retain, images.val
         for name in methods:
             method = make_method(config, name)
-            artifact = watch(f"prepare {name}", prepare_method, method, original, pictures.train, pictures.val).artifact
+            artifact = watch(f"prepare {name}", prepare_method, method, original, images.train, images.val).artifact
             watch(f"forget with {name}", apply_method, method, original, artifact, *asked)
-        answers = watch("ask", ask, original, pictures)
-        watch("score", describe, answers)
-        watch("attack", _attack, len(pictures.forget) + len(pictures.test), len(pictures.val))
-        sizes = dict(pictures=len(pictures.faces), people=place["people"], n_forget=place["n_forget"],
+        answers = watch("ask", predict_splits, original, images)
+        watch("score", compute_metrics, answers)
+        watch("attack", _attack, len(images.forget) + len(images.test), len(images.val))
+        sizes = dict(images=len(images.faces), people=place["people"], n_forget=place["n_forget"],
                      parameters=sum(p.numel() for p in original.parameters()))
     return sizes, watch.rows
 
 
 def measure_growth(
     axes: Mapping[str, Iterable[int]] = AXES,   # Values of photos (a person), people, n_forget and width to try
-    size: int = 64,                          # Side of a picture in pixels
+    size: int = 64,                          # Side of an image in pixels
     methods: tuple[str, ...] = METHODS,      # Whose preparation and request are timed
     base: dict[str, int] = BASE,             # The place from which one thing at a time is varied
     progress: bool = False,                  # Show a bar
-) -> pd.DataFrame:                           # Columns axis, pictures, people, n_forget, parameters, step, seconds, peak_mb
+) -> pd.DataFrame:                           # Columns axis, images, people, n_forget, parameters, step, seconds, peak_mb
     "Time and memory of each step at each place, on one thread"
     if unknown := set(axes) - set(base): raise BadInput(f"can't vary {sorted(unknown)[0]}; choose from {', '.join(base)}")
     places = [(axis, {**base, axis: value}) for axis, values in axes.items() for value in values]
@@ -112,12 +111,12 @@ def measure_growth(
     return pd.DataFrame(rows)
 
 
-SIZES = ("pictures", "people", "n_forget", "parameters")
+SIZES = ("images", "people", "n_forget", "parameters")
 
 
 def growth(
     rows: pd.DataFrame,  # As from `measure_growth`, with at least two values on each axis
-) -> pd.DataFrame:       # By step: constant (log seconds), an exponent for each of `SIZES`, mb_per_1000_pictures, mb_per_million_parameters
+) -> pd.DataFrame:       # By step: constant (log seconds), an exponent for each of `SIZES`, mb_per_1000_images, mb_per_million_parameters
     "How each step grows; raises `BadInput` when something was never varied"
     if still := [name for name in SIZES if rows[name].nunique() < 2]:
         raise BadInput(f"{still[0]} was never varied, so its growth isn't known; measure more places")
@@ -125,15 +124,15 @@ def growth(
     for step, part in rows.groupby("step", sort=False):
         ones = np.ones(len(part))
         powers = np.linalg.lstsq(np.column_stack([ones, np.log(part[list(SIZES)])]), np.log(part["seconds"]), rcond=None)[0]
-        memory = np.linalg.lstsq(np.column_stack([ones, part["pictures"] / 1e3, part["parameters"] / 1e6]), part["peak_mb"], rcond=None)[0]
+        memory = np.linalg.lstsq(np.column_stack([ones, part["images"] / 1e3, part["parameters"] / 1e6]), part["peak_mb"], rcond=None)[0]
         found[step] = [*powers, *memory[1:]]
-    return pd.DataFrame.from_dict(found, "index", columns=["constant", *SIZES, "mb_per_1000_pictures", "mb_per_million_parameters"])
+    return pd.DataFrame.from_dict(found, "index", columns=["constant", *SIZES, "mb_per_1000_images", "mb_per_million_parameters"])
 
 
 def _parts(place) -> np.ndarray:
     "What time is a sum of"
-    pictures, people, asked, parameters = (np.asarray(place[name], dtype=float) for name in SIZES)
-    return np.stack([np.ones_like(pictures), pictures, pictures * parameters, asked * parameters, people], -1)
+    images, people, asked, parameters = (np.asarray(place[name], dtype=float) for name in SIZES)
+    return np.stack([np.ones_like(images), images, images * parameters, asked * parameters, people], -1)
 
 
 def predict_seconds(
@@ -155,7 +154,7 @@ def growth_chart(
     axis: str = "photos",  # Of `AXES`
 ) -> alt.TopLevelMixin:
     "Seconds of each step along one axis, on logarithmic paper"
-    x, shown = dict(photos="pictures", people="pictures", n_forget="n_forget", width="parameters")[axis], rows[rows["axis"] == axis]
+    x, shown = dict(photos="images", people="images", n_forget="n_forget", width="parameters")[axis], rows[rows["axis"] == axis]
     ends = shown.groupby("step", sort=False)["seconds"].agg(["first", "last"])
     described = f"Seconds by {x}, first to last: " + "; ".join(f"{r.Index} {r.first:.3g} to {r.last:.3g}" for r in ends.itertuples())
     chart = alt.Chart(shown, width=420, height=280, title=f"Seconds of each step by {x}", description=described)

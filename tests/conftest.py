@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from one_shui.experiments.run import Config, load_pictures
+from one_shui.experiments.run import Config, load_image_sets
 from one_shui.data.readers import save_faces
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.data.toy import toy_faces
@@ -30,20 +30,20 @@ def real() -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     "The sets of a tiny run"
-    return load_pictures(Config.tiny())
+    return load_image_sets(Config.tiny())
 
 
 @pytest.fixture(scope="module")
-def model(pictures):
+def model(images):
     "An untrained network for them"
-    return create_model(ModelSpec("small_cnn", pictures.faces.task.n_outputs, 32, options=dict(width=8))).eval()
+    return create_model(ModelSpec("small_cnn", images.faces.task.n_outputs, 32, options=dict(width=8))).eval()
 
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path_factory):
-    "Decoded pictures go to a folder of the tests"
+    "Decoded images go to a folder of the tests"
     if "ONE_SHUI_CACHE" not in os.environ: monkeypatch.setenv("ONE_SHUI_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 

@@ -11,20 +11,19 @@ import pandas as pd
 import pytest
 import torch
 
-from one_shui.evaluation.attacks import (
-    auc_interval, blind_loss_attack, loss_attack, membership_signal, rmia_scores, roc,
-    threshold_attack,
-)
-from one_shui.experiments.audit import Audit, attack, audit, know, push, view_signals
+from one_shui.evaluation.attacks import auc_interval, blind_loss_attack, loss_attack
+from one_shui.evaluation.attacks import membership_signal, rmia_scores, roc, threshold_attack
+from one_shui.experiments.audit import Audit, attack, audit, identity_metrics, unlearn_reference
+from one_shui.experiments.audit import view_signals
 from one_shui.cli.main import main
-from one_shui.experiments.run import Config, load_network, load_pictures, load_run, run
+from one_shui.experiments.run import Config, load_image_sets, load_network, load_run, run
 from one_shui.evaluation.identity import relearn
 from one_shui.evaluation.ulira import confidence, ulira, ulira_interval
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.core.intervals import paired_interval
 from one_shui.evaluation.scores import predict
 from one_shui.core.errors import BadInput
-from one_shui.data.task import Task, picture_losses
+from one_shui.data.task import Task, image_losses
 from one_shui.training.fit import fit
 
 RUN = Config.tiny(epochs=25, n_forget=8, methods=("original", "retrain", "gradient_ascent"), settings=dict(gradient_ascent=dict(lr=0.)),
@@ -35,14 +34,14 @@ RUN = Config.tiny(epochs=25, n_forget=8, methods=("original", "retrain", "gradie
 def folder(tmp_path_factory):
     "A run whose ascent has a step of zero: weights restored, nothing forgotten"
     out = tmp_path_factory.mktemp("audit") / "run"
-    run(RUN, out, say=lambda _: None)
+    run(RUN, out, log=lambda _: None)
     return out
 
 
 @pytest.fixture(scope="module")
 def audited(folder):
-    "What the run and its audit found on the forget pictures"
-    found = pd.concat([pd.read_csv(folder / "results.csv").query("split == 'forget'"), audit(folder, say=lambda _: None)])
+    "What the run and its audit found on the forget images"
+    found = pd.concat([pd.read_csv(folder / "results.csv").query("split == 'forget'"), audit(folder, log=lambda _: None)])
     return lambda method, metric: found.query("method == @method and metric == @metric").iloc[0]
 
 
@@ -61,12 +60,12 @@ def crowds(sets):
         return network
     named = dict(original=(sets.train, range(6)), retrained=(sets.retain, range(6)), others=(sets.retain, range(6, 12)))
     found = {name: [trained(on, seed) for seed in seeds] for name, (on, seeds) in named.items()}
-    return {**found, "restored": [push(RUN, "gradient_ascent", network, sets.train, sets, 0) for network in found["original"]]}
+    return {**found, "restored": [unlearn_reference(RUN, "gradient_ascent", network, sets.train, sets, 0) for network in found["original"]]}
 
 
 def losses_of(network, sets):
     parts = {name: getattr(sets, name) for name in ("retain", "val", "forget", "test")}
-    return {name: picture_losses(sets.faces.task, predict(network, part), part.targets) for name, part in parts.items()}
+    return {name: image_losses(sets.faces.task, predict(network, part), part.targets) for name, part in parts.items()}
 
 
 def confidences(networks, sets):
@@ -94,7 +93,7 @@ def test_a_network_that_never_saw_them_stays_at_chance(audited, metric):
     assert found["low"] <= 50 <= found["high"]
 
 
-@pytest.mark.parametrize("metric", ["RMIA AUC", "RMIA AUC of people", "linkage AUC", "probe accuracy", "portrait relearn steps",
+@pytest.mark.parametrize("metric", ["RMIA AUC", "RMIA AUC of people", "linkage AUC", "probe accuracy", "support image relearn steps",
                                     "sibling relearn steps", "loss attack AUC", "blind loss attack AUC", "threshold AUC", "gap to val",
                                     "RF-JSD"])
 def test_restored_weights_are_caught(audited, metric):
@@ -133,7 +132,7 @@ KNOWN = ("linkage AUC", "linkage AUC of strangers", "probe accuracy")
 @pytest.fixture(scope="module")
 def known(crowds, sets):
     "What each network's features know, in the order of `KNOWN`: (networks, 3) by crowd"
-    return {name: np.array([[value for _, value, *_ in know(network, sets)] for network in crowd]) for name, crowd in crowds.items()}
+    return {name: np.array([[value for _, value, *_ in identity_metrics(network, sets)] for network in crowd]) for name, crowd in crowds.items()}
 
 
 @pytest.mark.parametrize("k", range(len(KNOWN)), ids=KNOWN)
@@ -166,19 +165,19 @@ def test_ulira_tells_networks_apart(crowds, sets, name):
 
 def test_hidden_memory_comes_back_faster(folder):
     "A last layer of noise hides the memory from scores, not from relearning"
-    pictures, original = load_run(folder)[1:]
+    images, original = load_run(folder)[1:]
     hidden = copy.deepcopy(original)
     noise = torch.randn(hidden.head.weight.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(): hidden.head.weight.copy_(.02 * noise)
-    found = {name: relearn(network, pictures.support, pictures.forget, goal=.9, lr=3e-3).regained
+    found = {name: relearn(network, images.support, images.forget, goal=.9, lr=3e-3).regained
              for name, network in dict(hidden=hidden, retrained=load_network(folder, "retrain")).items()}
     assert found["hidden"] > found["retrained"]
 
 
 def test_knowing_a_single_person_needs_no_probe(folder):
     config = Config.tiny(n_forget=1)
-    pictures, network = load_pictures(config), load_network(folder, "original")
-    found = {name: rest for name, *rest in know(network, pictures)}
+    images, network = load_image_sets(config), load_network(folder, "original")
+    found = {name: rest for name, *rest in identity_metrics(network, images)}
     assert list(found) == ["linkage AUC", "linkage AUC of strangers"]
     assert np.isfinite(found["linkage AUC"]).tolist() == [True, False, False]
 
@@ -237,7 +236,7 @@ def test_gathered_results_keep_what_a_figure_needs(folder, audited, gatherer):
     rows = gatherer.gather([folder]).query("split == 'forget'")
     wide = rows.pivot(index="method", columns="metric", values=["value", "low", "high"])
     assert wide["value"][["RMIA TPR", "RMIA TPR at FPR", "RMIA TPR of people", "RMIA TPR of people at FPR", "RMIA TPR at 1 % FPR",
-                          "portrait relearn steps", "sibling relearn steps", "linkage AUC of strangers"]].notna().all(axis=None)
+                          "support image relearn steps", "sibling relearn steps", "linkage AUC of strangers"]].notna().all(axis=None)
     assert (wide["low"]["RMIA AUC"] < wide["high"]["RMIA AUC"]).all()
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from one_shui.cli.main import main
 from one_shui.data.quality import check_data
-from one_shui.experiments.run import Config, load_pictures
+from one_shui.experiments.run import Config, load_image_sets
 from one_shui.data.readers import read_celeba, read_faces, save_faces
-from one_shui.data.loaders import BadPictures, FaceLoader, FaceSet, cached_pictures
+from one_shui.data.loaders import BadImages, FaceLoader, FaceSet, cached_images
 from one_shui.data.splits import make_splits
 from one_shui.core.errors import BadInput
 from one_shui.data.toy import toy_faces
@@ -63,15 +63,15 @@ def test_malformed_lines(celeba, file, line, text, said):
     assert said in str(refused.value) and file in str(refused.value)
 
 
-def test_a_picture_that_is_missing(celeba):
+def test_a_image_that_is_missing(celeba):
     (celeba / "img_align_celeba/000005.jpg").unlink()
-    with pytest.warns(UserWarning, match="1 of 24 pictures listed aren't in .*, the first is img_align_celeba/000005.jpg"):
+    with pytest.warns(UserWarning, match="1 of 24 images listed aren't in .*, the first is img_align_celeba/000005.jpg"):
         assert len(read_celeba(celeba)) == 23
 
 
 def test_an_identity_without_attributes(celeba):
     edit(celeba / "list_attr_celeba.txt", 6, None)
-    with pytest.warns(UserWarning, match="1 pictures without attributes"): assert len(read_celeba(celeba)) == 23
+    with pytest.warns(UserWarning, match="1 images without attributes"): assert len(read_celeba(celeba)) == 23
 
 
 def test_mufac_label_out_of_range(tmp_path):
@@ -83,9 +83,9 @@ def test_mufac_label_out_of_range(tmp_path):
 def test_a_link_that_leaves_the_root(celeba, tmp_path_factory):
     secret = tmp_path_factory.mktemp("elsewhere") / "secret.jpg"
     Image.new("RGB", (32, 32)).save(secret)
-    picture = celeba / "img_align_celeba/000001.jpg"
-    picture.unlink()
-    picture.symlink_to(secret)
+    image = celeba / "img_align_celeba/000001.jpg"
+    image.unlink()
+    image.symlink_to(secret)
     with pytest.raises(BadInput, match="leads out of"): read_celeba(celeba)
 
 
@@ -101,7 +101,7 @@ def test_names_with_spaces_and_accents(tmp_path):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "Ann Lée/smile 1 é.png")
     (tmp_path / "labels.csv").write_text("path,hat\nAnn Lée/smile 1 é.png,1\n", encoding="utf-8")
     faces = read_faces("own", tmp_path)
-    assert cached_pictures(faces, 16, progress=False)[0, 0, 0].tolist() == [255, 0, 0]
+    assert cached_images(faces, 16, progress=False)[0, 0, 0].tolist() == [255, 0, 0]
 
 
 def test_one_person_only(tmp_path):
@@ -111,34 +111,34 @@ def test_one_person_only(tmp_path):
 
 @pytest.mark.parametrize("content, said", [
     (b"", "cannot identify image"), (b"hello", "cannot identify image"), ("cut", "[Tt]runcated"), ("bomb", "decompression bomb")])
-def test_bad_pictures(celeba, content, said, monkeypatch):
-    picture = celeba / "img_align_celeba/000004.jpg"
-    if content == "cut": content = picture.read_bytes()[:300]
+def test_bad_images(celeba, content, said, monkeypatch):
+    image = celeba / "img_align_celeba/000004.jpg"
+    if content == "cut": content = image.read_bytes()[:300]
     if content == "bomb":
-        Image.new("RGB", (64, 64)).save(picture)
+        Image.new("RGB", (64, 64)).save(image)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32)
-    else: picture.write_bytes(content)
+    else: image.write_bytes(content)
     faces = read_celeba(celeba)
-    with pytest.raises(BadPictures, match=said) as refused: cached_pictures(faces, 16, progress=False)
+    with pytest.raises(BadImages, match=said) as refused: cached_images(faces, 16, progress=False)
     assert list(refused.value.problems) == [3] and "000004.jpg" in str(refused.value)
 
 
 def test_skip_bad(celeba):
     (celeba / "img_align_celeba/000004.jpg").write_bytes(b"hello")
     config = Config("celeba", str(celeba), n_forget=2, size=16)
-    with pytest.raises(BadPictures, match="--skip-bad"): load_pictures(config)
-    with pytest.warns(UserWarning, match="1 pictures left out that can't be read"):
-        assert len(load_pictures(replace(config, skip_bad=True)).faces) == 23
+    with pytest.raises(BadImages, match="--skip-bad"): load_image_sets(config)
+    with pytest.warns(UserWarning, match="1 images left out that can't be read"):
+        assert len(load_image_sets(replace(config, skip_bad=True)).faces) == 23
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
-def test_every_kind_of_picture(tmp_path, mode):
+def test_every_kind_of_image(tmp_path, mode):
     grey = np.linspace(0, 255, 40 * 40).reshape(40, 40)
     if mode == "I;16": image = Image.fromarray((grey * 257).astype(np.uint16))
     else: image = Image.fromarray(grey.astype(np.uint8)).convert("RGB").convert(mode)
     image.save(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"))
     (tmp_path / "labels.csv").write_text(f"path,identity,hat\na.{'tif' if mode == 'CMYK' else 'png'},ann,1\n")
-    decoded = cached_pictures(read_faces("own", tmp_path), 40, tmp_path, progress=False)[0]
+    decoded = cached_images(read_faces("own", tmp_path), 40, tmp_path, progress=False)[0]
     assert abs(decoded.mean() - grey.mean()) < 6
 
 
@@ -149,7 +149,7 @@ def test_a_phone_s_rotation(tmp_path):
     exif[0x0112] = 6  # turned a quarter clockwise to be upright
     image.save(tmp_path / "a.jpg", exif=exif)
     (tmp_path / "labels.csv").write_text("path,identity,hat\na.jpg,ann,1\n")
-    decoded = cached_pictures(read_faces("own", tmp_path), 40, tmp_path, progress=False)[0].astype(int)
+    decoded = cached_images(read_faces("own", tmp_path), 40, tmp_path, progress=False)[0].astype(int)
     assert decoded[:, -5:, 1].mean() < 60 < 200 < decoded[:, :20, 1].mean()  # red on the right
 
 
@@ -157,23 +157,23 @@ def test_a_full_disk(celeba, monkeypatch):
     def full(*_): raise OSError(28, "No space left on device")
     monkeypatch.setattr("one_shui.data.loaders.os.replace", full)
     with pytest.raises(BadInput, match="No space left on device.*make room, or name another folder in ONE_SHUI_CACHE"):
-        cached_pictures(read_celeba(celeba), 24, progress=False)
+        cached_images(read_celeba(celeba), 24, progress=False)
 
 
 def test_a_cache_of_another_version(celeba, tmp_path):
     faces = read_celeba(celeba)
-    right = np.array(cached_pictures(faces, 16, tmp_path / "cache", progress=False))
+    right = np.array(cached_images(faces, 16, tmp_path / "cache", progress=False))
     cache, = (tmp_path / "cache").glob("*.npy")
     for wrong in (b"", b"not a cache", cache.read_bytes()[:-1]):
         cache.write_bytes(wrong)
-        assert (cached_pictures(faces, 16, tmp_path / "cache", progress=False) == right).all()
+        assert (cached_images(faces, 16, tmp_path / "cache", progress=False) == right).all()
 
 
 BUILD = """
 import sys
 from one_shui.data.readers import read_celeba
-from one_shui.data.loaders import cached_pictures
-print(int(cached_pictures(read_celeba(sys.argv[1]), 48, sys.argv[2], progress=False).sum()))
+from one_shui.data.loaders import cached_images
+print(int(cached_images(read_celeba(sys.argv[1]), 48, sys.argv[2], progress=False).sum()))
 """
 
 
@@ -189,11 +189,11 @@ def test_two_processes_build_one_cache(tmp_path):
 def test_memory_stays_bounded(tmp_path):
     import psutil
     rows = 60_000
-    file = tmp_path / "pictures.npy"
+    file = tmp_path / "images.npy"
     np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(rows, 64, 64, 3)).flush()
     task = toy_faces(1, 1, 16).task
-    pictures = FaceSet(np.load(file, mmap_mode="r"), np.arange(rows), np.zeros((rows, 17), np.uint8), np.zeros(rows, "U1"), task)
-    loader = FaceLoader(pictures, 64, shuffle=True)
+    images = FaceSet(np.load(file, mmap_mode="r"), np.arange(rows), np.zeros((rows, 17), np.uint8), np.zeros(rows, "U1"), task)
+    loader = FaceLoader(images, 64, shuffle=True)
     loader.one_batch()
     before = psutil.Process().memory_info().rss
     for number, _ in enumerate(loader):
@@ -209,7 +209,7 @@ def test_annotations_of_full_size(tmp_path):
     row = " ".join(["-1", " 1"] * 20)
     head = ["202599", " ".join(f"a{k}" for k in range(40))]
     (folder / "list_attr_celeba.txt").write_text("\n".join([*head, *(f"{n} {row}" for n in names)]) + "\n")
-    with pytest.warns(UserWarning, match="202598 of 202599 pictures listed"): assert len(read_celeba(folder)) == 1
+    with pytest.warns(UserWarning, match="202598 of 202599 images listed"): assert len(read_celeba(folder)) == 1
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -241,8 +241,8 @@ def check(capsys, monkeypatch, *arguments) -> tuple[int, str]:
 def test_data_check(tmp_path, capsys, monkeypatch):
     folder = save_faces(toy_faces(n_people=10, n_photos=5, size=64), tmp_path, "celeba")
     assert check(capsys, monkeypatch, "--dataset", "celeba", "--root", tmp_path)[0] == 0
-    pictures = folder / "img_align_celeba"
-    Image.open(pictures / "000001.jpg").save(pictures / "000007.jpg", quality=70)  # another person's
+    images = folder / "img_align_celeba"
+    Image.open(images / "000001.jpg").save(images / "000007.jpg", quality=70)  # another person's
     code, said = check(capsys, monkeypatch, "--dataset", "celeba", "--root", tmp_path, "--report", tmp_path / "check.html")
     assert code == 1 and "not sound" in said
     assert re.search(r"near duplicates across people +1\b", said)
@@ -267,16 +267,16 @@ def test_real_faces_are_checked(real, capsys, monkeypatch):
 
 def test_cleaned(tmp_path):
     folder = save_faces(toy_faces(n_people=10, n_photos=5, size=64), tmp_path, "celeba")
-    pictures = folder / "img_align_celeba"
-    (pictures / "000002.jpg").write_bytes((pictures / "000001.jpg").read_bytes())
+    images = folder / "img_align_celeba"
+    (images / "000002.jpg").write_bytes((images / "000001.jpg").read_bytes())
     config = Config("celeba", str(tmp_path), n_forget=2, size=16, clean=True)
-    with pytest.warns(UserWarning, match="1 duplicates left out of 50 pictures"): loaded = load_pictures(config, tmp_path)
+    with pytest.warns(UserWarning, match="1 duplicates left out of 50 images"): loaded = load_image_sets(config, tmp_path)
     assert len(loaded.faces) == 49
     assert "looks like img_align_celeba/000001.jpg" in (tmp_path / "left-out.csv").read_text()
 
 
 def test_decoding_every_time_is_the_same(drawn):
-    loaded = [load_pictures(Config("celeba", str(drawn), n_forget=2, size=16, cached=cached)) for cached in (True, False)]
+    loaded = [load_image_sets(Config("celeba", str(drawn), n_forget=2, size=16, cached=cached)) for cached in (True, False)]
     assert (loaded[0].train.batch([0, 3])[0] == loaded[1].train.batch([0, 3])[0]).all()
 
 

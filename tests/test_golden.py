@@ -11,9 +11,8 @@ from safetensors import safe_open
 from one_shui.evaluation.attacks import loss_attack
 from one_shui.methods.bad_teacher import BadTeacher
 from one_shui.methods.jit import lipschitz_loss
-from one_shui.methods.metaunlearn.loss import (
-    MetaLoss, Objective, Support, meta_gradient, meta_gradient_by_double_backward, val_levels,
-)
+from one_shui.methods.metaunlearn.loss import MetaLoss, Objective, Support, meta_gradient
+from one_shui.methods.metaunlearn.loss import meta_gradient_by_double_backward, val_weighted_losses
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.methods.pgu import PGU
 from one_shui.data.metrics import mean_average_precision
@@ -21,7 +20,7 @@ from one_shui.evaluation.scores import tow_factor
 from one_shui.methods.scrub import SCRUB
 from one_shui.methods.ssd import dampen, importance
 from one_shui.data.task import Task
-from one_shui.methods.contract import Artifact, Handover
+from one_shui.methods.contract import Artifact, UnlearnData
 
 FOLDER = os.environ.get("ONE_SHUI_GOLDEN")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="set ONE_SHUI_GOLDEN to the folder of golden vectors")
@@ -76,7 +75,7 @@ def test_loss_attack(file):
 
 
 def batches(tensors, prefix, size):
-    "Pictures and targets in batches, in order"
+    "Images and targets in batches, in order"
     return list(zip(tensors[f"{prefix}.x"].split(size), tensors[f"{prefix}.y"].split(size), strict=True))
 
 
@@ -93,7 +92,7 @@ def test_meta_unlearn(file, gradient):
     support = Support(tensors["support.x"], tensors["support.y"], torch.searchsorted(identities, tensors["support.id"]))
     forget, val = (batches(tensors, name, facts["batch_size"]) for name in ("forget", "val"))
     objective = Objective(facts["loss_type"], facts["forget_loss"], facts["weigh_by_one_minus_accuracy"], absent=0.)
-    step = gradient(model, meta_loss, support, forget, val, val_levels(model, task, val, objective), facts["meta_lr"], objective, "leaves")
+    step = gradient(model, meta_loss, support, forget, val, val_weighted_losses(model, task, val, objective), facts["meta_lr"], objective, "leaves")
     assert step.objective == pytest.approx(facts["aux_loss"], rel=1e-5)
     assert step.meta_loss * len(support.x) == pytest.approx(facts["meta_loss"], rel=1e-5)  # the file has the sum over S
     for name, golden in part(tensors, "phi_grad").items(): assert_close(step.gradient[name], golden)
@@ -114,10 +113,10 @@ class Tensors:
 
 @pytest.fixture
 def tensor_loader(monkeypatch):
-    "Methods read golden tensors, in order, where they would read pictures"
-    def loader(pictures, bs=256, shuffle=False, device=None):
+    "Methods read golden tensors, in order, where they would read images"
+    def loader(images, bs=256, shuffle=False, device=None):
         assert not shuffle
-        return list(zip(pictures.x.split(bs), pictures.y.split(bs), strict=True))
+        return list(zip(images.x.split(bs), images.y.split(bs), strict=True))
     for module in ("pgu", "scrub", "bad_teacher"): monkeypatch.setattr(f"one_shui.{module}.FaceLoader", loader)
 
 
@@ -151,8 +150,8 @@ def changed_weights(after, before): return sum(int((after[name] != before[name])
 def test_ssd(file):
     tensors, facts = read(file)
     model, task = network(tensors, facts)
-    everybody, portraits = (importance(model, task, batches(tensors, name, facts["batch_size"])) for name in ("train", "support"))
-    dampen(model, everybody, portraits, facts["alpha_selection"], facts["lambda_dampening"])
+    everybody, support_images = (importance(model, task, batches(tensors, name, facts["batch_size"])) for name in ("train", "support"))
+    dampen(model, everybody, support_images, facts["alpha_selection"], facts["lambda_dampening"])
     before, after, found = (without_key_biases(state) for state in (part(tensors, "before"), part(tensors, "after"), model.state_dict()))
     assert changed_weights(found, before) == pytest.approx(changed_weights(after, before), rel=1e-3)
     for name in after: assert_close(found[name] - before[name], after[name] - before[name])
@@ -174,7 +173,7 @@ def test_pgu(file, tensor_loader):
     model, task = network(tensors, facts)
     method = PGU(gamma=facts["gamma"], lr=facts["lr"], epochs=facts["epochs"], batch_size=8, stride_one=True, double=False)
     train, support = (Tensors(tensors[f"{name}.x"], tensors[f"{name}.y"], task) for name in ("train", "support"))
-    assert_changed_like(method.unlearn(model, method.prepare(model, train, None), Handover(support)), tensors, 1e-3)
+    assert_changed_like(method.unlearn(model, method.prepare(model, train, None), UnlearnData(support)), tensors, 1e-3)
 
 
 @files("scrub_*.safetensors")
@@ -184,7 +183,7 @@ def test_scrub(file, tensor_loader):
     method = SCRUB(bf16=False, lr=facts["lr"], epochs=facts["epochs"], forgetting_epochs=facts["forgetting_epochs"], alpha=facts["alpha"],
                    gamma=facts["gamma"], temperature=facts["temperature"], batch_size=facts["batch_size"], shuffle=False)
     forget, retain = (Tensors(tensors[f"{name}.x"], tensors[f"{name}.y"], task) for name in ("forget", "retain"))
-    assert_changed_like(method.unlearn(model, Artifact(), Handover(forget, forget, retain)), tensors)
+    assert_changed_like(method.unlearn(model, Artifact(), UnlearnData(forget, forget, retain)), tensors)
 
 
 @files("bad_teacher*.safetensors")
@@ -194,7 +193,7 @@ def test_bad_teacher(file, tensor_loader):
     bad, _ = network(tensors, facts, "incompetent")
     method = BadTeacher(bf16=False, lr=facts["lr"], epochs=facts["epochs"], batch_size=facts["batch_size"], shuffle=False)
     forget, retain = (Tensors(tensors[f"{name}.x"], tensors[f"{name}.y"], task) for name in ("forget", "retain"))
-    assert_changed_like(method.teach(model, bad, Handover(forget, forget, retain)), tensors, 1e-3)
+    assert_changed_like(method.teach(model, bad, UnlearnData(forget, forget, retain)), tensors, 1e-3)
 
 
 def test_the_comparison_can_fail():

@@ -17,7 +17,7 @@ import torch
 from one_shui import engines
 from one_shui.cli.main import main
 from one_shui.scale.engines import Engine, attempt
-from one_shui.scale.grid import TIMES, Grid, collect, only, plan, read_grid
+from one_shui.scale.grid import TIMES, Grid, build_jobs, collect, read_grid, select_cells
 from one_shui.scale.store import Step, Store
 from one_shui.scale.run_grid import failures, read_rows, run_grid
 from one_shui.core.errors import BadInput
@@ -152,7 +152,7 @@ def test_two_writers_do_each_step_once(whole, tmp_path, clean_process):
     for process in both: process.join(300)
     assert [process.exitcode for process in both] == [0, 0]
     same(tmp_path, whole)
-    assert len(list(tmp_path.glob("steps/*/*/step.json"))) == len(plan(GRID.cells))
+    assert len(list(tmp_path.glob("steps/*/*/step.json"))) == len(build_jobs(GRID.cells))
 
 
 def build_slowly(root: Path) -> None:
@@ -177,14 +177,14 @@ def test_a_clock_that_jumps(whole, copy, drawn, tmp_path, monkeypatch):
     compute(copy)
     pd.testing.assert_frame_equal(read_rows(copy), read_rows(whole))
     real = replace(GRID, config={**TINY, "dataset": "celeba", "root": str(drawn)}, over=dict(n_forget=[1], seed=[0]), methods=())
-    before = [job.step.address for job in plan(real.cells)]
+    before = [job.step.address for job in build_jobs(real.cells)]
     moved = shutil.copytree(drawn, tmp_path / "elsewhere", copy_function=shutil.copyfile)
-    after = [job.step.address for job in plan(replace(real, config={**real.config, "root": str(moved)}).cells)]
-    assert before == after, "a copy of the pictures, newer and elsewhere, is the same data"
-    picture = next((tmp_path / "elsewhere/celeba").rglob("*.jpg"))
-    picture.write_bytes(picture.read_bytes() + b"\0")
+    after = [job.step.address for job in build_jobs(replace(real, config={**real.config, "root": str(moved)}).cells)]
+    assert before == after, "a copy of the images, newer and elsewhere, is the same data"
+    image = next((tmp_path / "elsewhere/celeba").rglob("*.jpg"))
+    image.write_bytes(image.read_bytes() + b"\0")
     other = shutil.copytree(moved, tmp_path / "changed")
-    assert before != [job.step.address for job in plan(replace(real, config={**real.config, "root": str(other)}).cells)]
+    assert before != [job.step.address for job in build_jobs(replace(real, config={**real.config, "root": str(other)}).cells)]
 
 
 def test_a_method_that_fails_fails_alone(copy, whole):
@@ -255,7 +255,7 @@ def test_wrong_grids(tmp_path, text, said):
 def test_published_grids_can_be_planned():
     for name in ("toy", "mufac", "celebahq", "ablation", "robustness"):
         grid = read_grid(name)
-        assert len(grid.cells) == len(only(grid.cells, dict(seed=["0"]))) * len(grid.over["seed"])
+        assert len(grid.cells) == len(select_cells(grid.cells, dict(seed=["0"]))) * len(grid.over["seed"])
         assert len({(cell.method, cell.variant) for cell in grid.cells}) >= len(grid.methods)
 
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from one_shui.methods.metaunlearn.loss import (
-    MetaLoss, Objective, Support, meta_gradient, meta_gradient_by_double_backward, val_levels,
-)
+from one_shui.methods.metaunlearn.loss import MetaLoss, Objective, Support, meta_gradient
+from one_shui.methods.metaunlearn.loss import meta_gradient_by_double_backward, val_weighted_losses
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.data.task import Task
 
@@ -24,7 +23,7 @@ def problem(task, batches=3):
     forget, val = [draw(5 + k) for k in range(batches)], [draw(6) for _ in range(2)]
     losses = MetaLoss(task, model.head.in_features, 4, hidden=16, dropout=0.)
     objective = Objective(distance="l1")
-    return model, losses, support, forget, val, val_levels(model, task, val, objective), .3, objective
+    return model, losses, support, forget, val, val_weighted_losses(model, task, val, objective), .3, objective
 
 
 def one_of_two(rank, file, answers):

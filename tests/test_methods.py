@@ -11,7 +11,7 @@ import fastcore.test
 from one_shui.cli.main import main
 from one_shui.experiments.run import Config, load_run, run
 from one_shui.core.intervals import mean_and_interval, paired_interval
-from one_shui.methods.settings import CELLS
+from one_shui.methods.settings import PUBLISHED
 from one_shui.core.errors import BadInput
 from one_shui.methods.contract import METHODS, Artifact, apply_method, find_method, prepare_method
 
@@ -25,23 +25,23 @@ def quick(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_method_sees_what_it_declares(pictures, model, name):
+def test_a_method_sees_what_it_declares(images, model, name):
     "Closed training sets are never touched at the request, and full access isn't given to who didn't ask"
     method = quick(name)
-    prepared = prepare_method(method, model, pictures.train, pictures.val)
-    if method.needs == "full":
-        with pytest.raises((AttributeError, TypeError)): apply_method(method, model, prepared.artifact, pictures.support)
+    prepared = prepare_method(method, model, images.train, images.val)
+    if method.data_access == "full":
+        with pytest.raises((AttributeError, TypeError)): apply_method(method, model, prepared.artifact, images.support)
     else:
-        closed = pictures.train.subset([0, 1])
+        closed = images.train.subset([0, 1])
         closed.close()
-        apply_method(method, model, prepared.artifact, pictures.support, closed, closed, closed)
+        apply_method(method, model, prepared.artifact, images.support, closed, closed, closed)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_method_repeats_itself(pictures, model, name):
+def test_a_method_repeats_itself(images, model, name):
     method = quick(name)
-    prepared = prepare_method(method, model, pictures.train, pictures.val)
-    everything = pictures.support, pictures.forget, pictures.retain, pictures.val
+    prepared = prepare_method(method, model, images.train, images.val)
+    everything = images.support, images.forget, images.retain, images.val
     one, two = (apply_method(method, model, prepared.artifact, *everything)[0].state_dict() for _ in range(2))
     assert all((one[key] == two[key]).all() for key in one)
 
@@ -50,7 +50,7 @@ def test_a_method_repeats_itself(pictures, model, name):
 def test_every_method_runs(tmp_path, task):
     config = Config.tiny(methods=tuple(METHODS), epochs=1, settings=dict(metaunlearn=dict(epochs=1), jit=dict(lr=1e-4)),
                          toy=dict(n_people=30, n_photos=6, size=32, task=task))
-    rows = run(config, tmp_path / "run", say=lambda _: None)
+    rows = run(config, tmp_path / "run", log=lambda _: None)
     assert set(rows["method"]) == set(METHODS)
     assert set(rows.query("metric == 'ToW'")["method"]) == set(METHODS)
 
@@ -59,12 +59,12 @@ def test_the_readme_lists_every_method():
     lines = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").splitlines()
     table = {cells[1].strip(" `"): (cells[2].strip(), cells[4].strip() == "yes") for line in lines if len(cells := line.split("|")) == 6}
     said = {name: table.get(name) for name in METHODS}
-    assert said == {name: (find_method(name).needs, find_method(name).checked) for name in METHODS}
+    assert said == {name: (find_method(name).data_access, find_method(name).checked) for name in METHODS}
 
 
 def test_settings_say_where_they_come_from(tmp_path):
     config = Config.tiny(methods=("original", "ssd", "jit"), settings=dict(jit=dict(lr=1e-4)), epochs=1)
-    rows = run(config, tmp_path / "run", say=lambda _: None)
+    rows = run(config, tmp_path / "run", log=lambda _: None)
     said = rows.groupby("method")["settings"].first()
     assert said["original"] == "defaults of the class"
     assert said["ssd"] == "nearest cell: celeba, vit, N_S 5 (De Min et al. 2025)"
@@ -72,28 +72,28 @@ def test_settings_say_where_they_come_from(tmp_path):
 
 
 def test_cells_fit_their_methods():
-    for name, cells in CELLS.items():
+    for name, cells in PUBLISHED.items():
         known = {f.name for f in fields(find_method(name))}
         assert cells and all(cell.values.keys() <= known for cell in cells), name
         assert len({(cell.dataset, cell.family, cell.n_forget) for cell in cells}) == len(cells), name
 
 
-def test_costs(pictures, model):
-    "A method with full access reads the training pictures, one without reads portraits alone"
-    everything = pictures.support, pictures.forget, pictures.retain, pictures.val
+def test_costs(images, model):
+    "A method with full access reads the training images, one without reads support images alone"
+    everything = images.support, images.forget, images.retain, images.val
     names = "original", "gradient_ascent", "finetune"
-    read = {name: apply_method(quick(name), model, Artifact(), *everything)[1].pictures_read for name in names}
+    read = {name: apply_method(quick(name), model, Artifact(), *everything)[1].images_read for name in names}
     assert read["original"] == 0
-    assert read["gradient_ascent"] == 5 * len(pictures.support)
-    assert read["finetune"] >= len(pictures.retain)
-    assert prepare_method(quick("ssd"), model, pictures.train, pictures.val).cost.pictures_read == len(pictures.train)
+    assert read["gradient_ascent"] == 5 * len(images.support)
+    assert read["finetune"] >= len(images.retain)
+    assert prepare_method(quick("ssd"), model, images.train, images.val).cost.images_read == len(images.train)
 
 
 def test_the_guard_speaks_up(tmp_path):
     "A step that ruins the network is marked, one that moves nothing isn't; also where the original isn't among the methods"
     for methods in (("original", "gradient_ascent", "ssd"), ("gradient_ascent", "ssd")):
-        settings = dict(gradient_ascent=dict(lr=1e-6), ssd=dict(alpha=0., lam=0.))  # every weight that a portrait needs is set to 0
-        rows = run(Config.tiny(methods=methods, epochs=20, settings=settings), tmp_path / str(len(methods)), say=lambda _: None)
+        settings = dict(gradient_ascent=dict(lr=1e-6), ssd=dict(alpha=0., lam=0.))  # every weight that a support image needs is set to 0
+        rows = run(Config.tiny(methods=methods, epochs=20, settings=settings), tmp_path / str(len(methods)), log=lambda _: None)
         guard = rows.query("metric == 'over_forgot'").set_index("method")["value"]
         assert guard.to_dict() == {name: float(name == "ssd") for name in methods}
 
@@ -106,7 +106,7 @@ def test_list_and_tune(tmp_path, capsys, monkeypatch):
     code, said = command("methods", "--json")
     assert code == 0 and {row["name"] for row in json.loads(said.out)} >= set(METHODS)
     folder = tmp_path / "run"
-    run(Config.tiny(methods=("original",), epochs=1, settings={}), folder, say=lambda _: None)
+    run(Config.tiny(methods=("original",), epochs=1, settings={}), folder, log=lambda _: None)
     code, said = command("tune", "gradient_ascent", "--run", folder, "--grid", "lr=0.001,0.01", "--requests", "2")
     assert code == 0 and len(pd.read_csv(folder / "tune-gradient_ascent.csv")) == 2
     assert command("tune", "gradient_ascent", "--run", tmp_path)[0] == 2
@@ -121,7 +121,7 @@ def test_settings_of_our_own_are_those_that_the_stored_search_found():
     "data/results/tune.csv, made by tools/gather.py"
     searched = pd.read_csv(Path(__file__).parent.parent / "data/results/tune.csv")
     source = "ours: one-shui tune {}, on CelebA"
-    ours = {name: cell for name, cells in CELLS.items() for cell in cells if cell.source.startswith(source.format(name))}
+    ours = {name: cell for name, cells in PUBLISHED.items() for cell in cells if cell.source.startswith(source.format(name))}
     assert len(ours) >= 10
     for name, cell in ours.items():
         tried = searched[(searched["method"] == name) & (searched["arch"] == "resnet18")]

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from one_shui.cli.main import app
-from one_shui.experiments.run import Config, load_pictures, run
+from one_shui.experiments.run import Config, load_image_sets, run
 from one_shui.data.readers import read_faces
 from one_shui.requests.ledger import Ledger
 from one_shui.data.splits import load_splits
@@ -21,7 +21,7 @@ def test_read(real, dataset, classes):
 
 
 def test_celebahq_knows_the_same_people_as_celeba(real, tmp_path):
-    "Whether identities are given or derived, the same pictures show the same person"
+    "Whether identities are given or derived, the same images show the same person"
     given = read_faces("celebahq", real)
     (tmp_path / "CelebAMask-HQ").mkdir()
     for file in given.root.glob("*.txt"):
@@ -38,18 +38,18 @@ def test_celebahq_knows_the_same_people_as_celeba(real, tmp_path):
 @pytest.mark.parametrize("dataset", ["celeba", "celebahq", "mufac"])
 def test_run(real, tmp_path, dataset):
     config = Config(dataset, str(real), n_forget=5, size=32, epochs=1, methods=("original", "retrain", "gradient_ascent"))
-    rows = run(config, tmp_path / "run", say=lambda _: None)
+    rows = run(config, tmp_path / "run", log=lambda _: None)
     assert set(rows["method"]) == set(config.methods)
     assert rows["value"].notna().all()
 
 
 def test_identities_stay_apart(real):
-    pictures = load_pictures(Config("celeba", str(real), size=32))
-    assert not set(pictures.train.identities) & set(pictures.test.identities)
-    assert len(pictures.support) == 20
+    images = load_image_sets(Config("celeba", str(real), size=32))
+    assert not set(images.train.identities) & set(images.test.identities)
+    assert len(images.support) == 20
 
 
-def test_a_request_when_the_pictures_are_gone(real, tmp_path):
+def test_a_request_when_the_images_are_gone(real, tmp_path):
     "The three commands, with the training folder renamed between the first and the second"
     def one_shui(*words) -> str:
         answer = CliRunner().invoke(app, [str(word) for word in words])
@@ -57,7 +57,7 @@ def test_a_request_when_the_pictures_are_gone(real, tmp_path):
         return answer.output
     shutil.copytree(real / "celeba", tmp_path / "data/celeba")
     config = Config("celeba", str(tmp_path / "data"), n_forget=3, size=32, epochs=3, methods=("original",))
-    run(config, tmp_path / "run", say=lambda _: None)
+    run(config, tmp_path / "run", log=lambda _: None)
     model, artifact, splits = tmp_path / "run/original.safetensors", tmp_path / "artifact.safetensors", tmp_path / "run/splits.json"
     one_shui("prepare", "--model", model, "--dataset", "celeba", "--root", tmp_path / "data", "--splits", splits, "--method", "key_edit",
              "--people", 3, "--out", artifact)

@@ -24,16 +24,15 @@ from one_shui.experiments.run import Config, run
 from one_shui.data.readers import read_faces, save_faces
 from one_shui.core.files import file_digest
 from one_shui.requests.ledger import Ledger, check_receipt, read_key, read_receipt
-from one_shui.data.loaders import FaceSet, cached_pictures, face_set
+from one_shui.data.loaders import FaceSet, cached_images, face_set
 from one_shui.core.files import read_header
 from one_shui.models.networks import ModelSpec, create_model, save_model, task_facts, weights_digest
 from one_shui.requests.own_model import open_any, read_description
 from one_shui.requests.photos import opencv_faces, read_photo
 from one_shui.methods.contract import settings_of
-from one_shui.requests.request import (
-    PLAIN, Asked, Options, _seal, answer_request, open_model, prepare_artifact, read_artifact,
-    read_requests,
-)
+from one_shui.requests.request import PLAIN, ForgetRequest, Options, _seal, open_model
+from one_shui.requests.request import prepare_artifact, process_request, read_artifact
+from one_shui.requests.request import read_requests
 from one_shui.data.splits import load_splits
 from one_shui.core.errors import BadInput
 from one_shui.data.task import Task
@@ -55,12 +54,12 @@ def call(monkeypatch, *words):
 
 @pytest.fixture(scope="module")
 def company(tmp_path_factory):
-    "A company: a model trained on pictures that are gone, an artifact, an inbox"
+    "A company: a model trained on images that are gone, an artifact, an inbox"
     folder = tmp_path_factory.mktemp("company")
     save_faces(toy_faces(n_people=30, n_photos=6, size=32), folder / "data", "celeba")
     root = str(folder / "data")
     run(Config(dataset="celeba", root=root, n_forget=3, size=32, recipe="toy", epochs=4, arch_options=dict(width=8),
-               methods=("original",)), folder / "run", say=lambda _: None)
+               methods=("original",)), folder / "run", log=lambda _: None)
     shutil.copy(folder / "run" / "original.safetensors", folder / "model.safetensors")
     words = ["one-shui", "prepare", "--model", folder / "model.safetensors", "--dataset", "celeba", "--root", root, "--splits",
              folder / "run" / "splits.json", "--people", 3, "--out", folder / "artifact.safetensors"]
@@ -91,7 +90,7 @@ def photo_of(desk): return sorted((desk / "inbox").glob("*.jpg"))[0]
 
 def answer(desk, out="model-2.safetensors", **more):
     photo = photo_of(desk)
-    return answer_request(open_model(desk / "model.safetensors"), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors",
+    return process_request(open_model(desk / "model.safetensors"), [ForgetRequest(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors",
                           **more)
 
 
@@ -131,14 +130,14 @@ def test_no_name_and_no_photo_is_kept(desk):
 def data(company):
     "Train and val, while they were there"
     faces = read_faces("celeba", company / "gone")
-    splits, decoded = load_splits(company / "run" / "splits.json", faces), cached_pictures(faces, 32, progress=False)
+    splits, decoded = load_splits(company / "run" / "splits.json", faces), cached_images(faces, 32, progress=False)
     return tuple(face_set(faces, decoded, rows) for rows in (splits.train, splits.val))
 
 
 FEW = dict(metaunlearn=dict(n_forget=3, epochs=1, rehearsals=1, strengths=(0., 1.)), key_edit=dict(n_forget=3), pgu=dict(lr=1e-3))
 
 
-@pytest.mark.parametrize("name", [name for name in method_names() if find_method(name).needs == "statistics"])
+@pytest.mark.parametrize("name", [name for name in method_names() if find_method(name).data_access == "statistics"])
 def test_every_method_with_an_artifact(desk, data, name):
     "Prepared, kept and used; nothing that it writes names the stranger who asks or shows the photo"
     method = find_method(name)(**FEW.get(name, {}))
@@ -148,7 +147,7 @@ def test_every_method_with_an_artifact(desk, data, name):
         artifact.facts["seal"] = _seal(artifact)
     artifact.save(desk / "its.safetensors")
     photo, model = photo_of(desk).rename(desk / "inbox" / "Xanthippe Quux.jpg"), open_model(desk / "model.safetensors")
-    made = answer_request(model, [Asked("Xanthippe Quux", (photo,))], desk / "2.safetensors", desk / "its.safetensors", options=UNKNOWN)
+    made = process_request(model, [ForgetRequest("Xanthippe Quux", (photo,))], desk / "2.safetensors", desk / "its.safetensors", options=UNKNOWN)
     assert (made.receipt["method"]["name"], made.receipt["method"]["settings"]) == (name, settings_of(method))
     kept = b"".join(f.read_bytes() for f in desk.iterdir() if f.is_file() and f.name not in ("model.safetensors", "artifact.safetensors"))
     assert b"Xanthippe" not in kept and b"Quux" not in kept and file_digest(photo).encode() not in kept
@@ -162,7 +161,7 @@ def test_an_artifact_tells_no_name_and_finds_who_asks(desk, data):
     assert len(header["people"]) == len(names)
     assert not names & set(header["people"])
     photo, model = photo_of(desk), open_model(desk / "model.safetensors")
-    by_name = {who: answer_request(model, [Asked(who, (photo,))], desk / f"{who}.safetensors", desk / "its.safetensors", options=UNKNOWN)
+    by_name = {who: process_request(model, [ForgetRequest(who, (photo,))], desk / f"{who}.safetensors", desk / "its.safetensors", options=UNKNOWN)
                for who in (photo.stem, "somebody else")}
     said = {who: " ".join(made.receipt["what_was_done"]) for who, made in by_name.items()}
     assert "aren't among those" not in said[photo.stem] and "aren't among those" in said["somebody else"]
@@ -170,7 +169,7 @@ def test_an_artifact_tells_no_name_and_finds_who_asks(desk, data):
     assert one != other, "what was kept of a person is used, and only for them"
 
 
-def test_figures_that_no_picture_tells(desk, tmp_path):
+def test_figures_that_no_image_tells(desk, tmp_path):
     "One rare attribute: most people don't have it, so a rehearsal can't be scored; what is made of it is complete all the same"
     faces = toy_faces(n_people=12, n_photos=4, size=32)
     rare = np.zeros(len(faces), np.uint8)
@@ -179,20 +178,20 @@ def test_figures_that_no_picture_tells(desk, tmp_path):
     spec = ModelSpec("small_cnn", 1, 32, options=dict(width=4))
     save_model(create_model(spec), spec, desk / "rare.safetensors", **task_facts(task))
     rows = np.arange(36), np.arange(36, 48)
-    train, val = (FaceSet(faces.pictures, some, table[["Rare"]].to_numpy(), faces.identities, task) for some in rows)
+    train, val = (FaceSet(faces.images, some, table[["Rare"]].to_numpy(), faces.identities, task) for some in rows)
     model = open_model(desk / "rare.safetensors")
     prepare_artifact(model, train, val, find_method("key_edit")(n_forget=2))
     prepare_artifact(model, train, val, find_method("metaunlearn")(n_forget=2, epochs=1, hidden=8, held_out=.5))
     prepare_artifact(model, train, val, find_method("prior_labels")()).save(desk / "rare-artifact.safetensors")
     photo = photo_of(desk)
-    made = answer_request(model, [Asked("1", (photo,))], desk / "rare-2.safetensors", desk / "rare-artifact.safetensors",
+    made = process_request(model, [ForgetRequest("1", (photo,))], desk / "rare-2.safetensors", desk / "rare-artifact.safetensors",
                           options=UNKNOWN)
     assert made.receipt["rehearsed"]["before"]["val"] is None
     assert read_receipt(desk / "rare-2.receipt.json")["rehearsed"] == made.receipt["rehearsed"]
 
 
 def odd_photos(face, folder):
-    "Pictures as people send them, and what each should look like"
+    "Images as people send them, and what each should look like"
     turned, grey = Image.Exif(), face.convert("L")
     turned[0x0112] = 8
     clear = face.convert("RGBA")
@@ -220,7 +219,7 @@ def odd_photos(face, folder):
 
 def test_odd_photos_are_read(tmp_path):
     "Upright, on white, and as bright as they were: to the few shades that lossy formats cost"
-    face = Image.fromarray(toy_faces(n_people=1, n_photos=1, size=64).pictures[0])
+    face = Image.fromarray(toy_faces(n_people=1, n_photos=1, size=64).images[0])
     for file, look in odd_photos(face, tmp_path).items():
         photo = read_photo(file, 32)
         assert photo.pixels.shape == (32, 32, 3) and photo.pixels.dtype == np.uint8, file
@@ -234,16 +233,16 @@ def test_odd_photos_are_read(tmp_path):
                                        ("phone.jpg", 2), ("wide.webp", 2)])
 def test_damaged_photos_are_refused(tmp_path, name, cut):
     "A part of the file only: each decoder has its own error for that"
-    odd_photos(Image.fromarray(toy_faces(n_people=1, n_photos=1, size=64).pictures[0]), tmp_path)
+    odd_photos(Image.fromarray(toy_faces(n_people=1, n_photos=1, size=64).images[0]), tmp_path)
     (tmp_path / name).write_bytes((whole := (tmp_path / name).read_bytes())[:len(whole) // cut])
-    with pytest.raises(BadInput, match=f"{name} is (damaged|no picture)"): read_photo(tmp_path / name, 32)
+    with pytest.raises(BadInput, match=f"{name} is (damaged|no image)"): read_photo(tmp_path / name, 32)
 
 
 def test_only_known_formats_are_opened(tmp_path):
-    face = Image.fromarray(toy_faces(n_people=1, n_photos=1, size=64).pictures[0])
+    face = Image.fromarray(toy_faces(n_people=1, n_photos=1, size=64).images[0])
     for name in ("face.dds", "face.eps", "face.jp2", "face.pcx", "face.tga"):
         face.save(tmp_path / name)
-        with pytest.raises(BadInput, match="no picture that can be read"): read_photo(tmp_path / name, 32)
+        with pytest.raises(BadInput, match="no image that can be read"): read_photo(tmp_path / name, 32)
 
 
 def test_bombs_and_rubbish_are_refused(tmp_path, monkeypatch):
@@ -359,22 +358,22 @@ def test_many_at_once_and_several_photos(desk):
     (desk / "requests.csv").write_text("\n".join(lines) + "\n")
     asked = read_requests(desk / "requests.csv")
     assert [len(one.photos) for one in asked] == [2, 1, 1]
-    made = answer_request(open_model(desk / "model.safetensors"), asked, desk / "many.safetensors", desk / "artifact.safetensors")
+    made = process_request(open_model(desk / "model.safetensors"), asked, desk / "many.safetensors", desk / "artifact.safetensors")
     assert (made.receipt["people"], made.receipt["photos"]) == (3, 4)
 
 
 def test_a_stranger_is_said_to_be_one(desk):
     photo = photo_of(desk)
     model = open_model(desk / "model.safetensors")
-    asked = [Asked("nobody knows", (photo,))]
+    asked = [ForgetRequest("nobody knows", (photo,))]
     with pytest.raises(BadInput, match=r"\(nobody knows\) aren't among those.*--unknown"):
-        answer_request(model, asked, desk / "s.safetensors", desk / "artifact.safetensors")
-    made = answer_request(model, asked, desk / "s.safetensors", desk / "artifact.safetensors", options=UNKNOWN)
+        process_request(model, asked, desk / "s.safetensors", desk / "artifact.safetensors")
+    made = process_request(model, asked, desk / "s.safetensors", desk / "artifact.safetensors", options=UNKNOWN)
     assert any("aren't among those whom the artifact was prepared with" in text for text in made.receipt["what_was_done"])
 
 
 def answer_one(desk, photo, out):
-    answer_request(open_model(desk / "model.safetensors"), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors",
+    process_request(open_model(desk / "model.safetensors"), [ForgetRequest(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors",
                    options=FORCED)
 
 
@@ -382,7 +381,7 @@ def test_one_request_after_another(desk):
     "The artifact of the first model serves its descendants; each person is asked about once"
     first, second = sorted((desk / "inbox").glob("*.jpg"))[:2]
     def ask(model, photo, out, options=PLAIN):
-        return answer_request(open_model(desk / model), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors",
+        return process_request(open_model(desk / model), [ForgetRequest(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors",
                               ledger_file=desk / "ledger.jsonl", options=options)
     answer_one = ask("model.safetensors", first, "model-2.safetensors")
     answer_two = ask("model-2.safetensors", second, "model-3.safetensors")
@@ -447,7 +446,7 @@ def test_finished_models_and_receipts_stay(desk):
     "A model that one request ended with isn't another's to write over, in whatever order models descend from each other"
     first, second = sorted((desk / "inbox").glob("*.jpg"))[:2]
     def ask(model, photo, out):
-        return answer_request(open_model(desk / model), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors",
+        return process_request(open_model(desk / model), [ForgetRequest(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors",
                               options=FORCED)
     ask("model.safetensors", first, "x.safetensors")
     ask("model.safetensors", second, "n.safetensors")
@@ -479,7 +478,7 @@ def test_a_link_to_a_model_has_its_ledger(desk):
     (desk / "linked.safetensors").symlink_to(desk / "model.safetensors")
     answer(desk)
     photo, linked = photo_of(desk), open_model(desk / "linked.safetensors")
-    again = answer_request(linked, [Asked(photo.stem, (photo,))], desk / "3.safetensors", desk / "artifact.safetensors")
+    again = process_request(linked, [ForgetRequest(photo.stem, (photo,))], desk / "3.safetensors", desk / "artifact.safetensors")
     assert again.again and not (desk / "3.safetensors").exists()
 
 
@@ -497,12 +496,12 @@ def test_a_line_of_models_has_one_ledger(desk):
     "A model that a request ended in goes on in the ledger it came from, if that lies beside it"
     first, second = sorted((desk / "inbox").glob("*.jpg"))[:2]
     for model, photo, out in (("model.safetensors", first, "m2.safetensors"), ("m2.safetensors", second, "m3.safetensors")):
-        answer_request(open_model(desk / model), [Asked(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors")
+        process_request(open_model(desk / model), [ForgetRequest(photo.stem, (photo,))], desk / out, desk / "artifact.safetensors")
     assert [line["out"] for line in Ledger.read(desk / "model.safetensors.ledger.jsonl").lines if line["event"] == "done"] == [
         "m2.safetensors", "m3.safetensors"]
     assert not list(desk.glob("m2*.jsonl"))
     with pytest.raises(BadInput, match="--model m3.safetensors"):
-        answer_request(open_model(desk / "model.safetensors"), [Asked(second.stem, (first,))], desk / "x.safetensors",
+        process_request(open_model(desk / "model.safetensors"), [ForgetRequest(second.stem, (first,))], desk / "x.safetensors",
                        desk / "artifact.safetensors")
 
 
@@ -524,10 +523,10 @@ def test_harm_is_refused_and_can_be_forced(desk, company):
     photo, model = photo_of(desk), open_model(desk / "model.safetensors")
     reckless = dict(method="gradient_ascent", settings=dict(lr=.05), check=held)
     with pytest.raises(BadInput, match="nothing was changed"):
-        answer_request(model, [Asked(photo.stem, (photo,))], desk / "x.safetensors", options=Options(-100.), **reckless)
+        process_request(model, [ForgetRequest(photo.stem, (photo,))], desk / "x.safetensors", options=Options(-100.), **reckless)
     assert not (desk / "x.safetensors").exists()
     forced = Options(tolerance=-100., force=True)
-    made = answer_request(model, [Asked(photo.stem, (photo,))], desk / "x.safetensors", options=forced, **reckless)
+    made = process_request(model, [ForgetRequest(photo.stem, (photo,))], desk / "x.safetensors", options=forced, **reckless)
     assert "others mAP after" in made.receipt["measured"]
 
 
@@ -583,7 +582,7 @@ def test_headers_that_describe_no_network(tmp_path, header):
 
 
 def test_an_empty_list_of_attributes(tmp_path):
-    "Found by a fuzzer: a CelebA whose list of attributes names no picture"
+    "Found by a fuzzer: a CelebA whose list of attributes names no image"
     folder = save_faces(toy_faces(n_people=2, n_photos=2, size=16), tmp_path, "celeba")
     (folder / "list_attr_celeba.txt").write_text("1\nSmiling Young\n")
     with pytest.raises(BadInput): read_faces("celeba", tmp_path)
@@ -633,7 +632,7 @@ def test_spoiled_artifacts(company, tmp_path, data):
     "What was changed in an artifact is seen before it is used"
     (file := tmp_path / "a.safetensors").write_bytes(spoil(data, (company / "artifact.safetensors").read_bytes()))
     photo, model = sorted((company / "inbox").glob("*.jpg"))[0], open_model(company / "model.safetensors")
-    try: answer_request(model, [Asked("1", (photo,))], tmp_path / "2.safetensors", file, options=Options(dry_run=True, unknown=True))
+    try: process_request(model, [ForgetRequest("1", (photo,))], tmp_path / "2.safetensors", file, options=Options(dry_run=True, unknown=True))
     except BadInput: return
     assert read_artifact(file).facts == read_artifact(company / "artifact.safetensors").facts
 
@@ -665,7 +664,7 @@ def test_spoiled_models(company, tmp_path, data):
 @given(st.data(), st.sampled_from(["phone.jpg", "alpha.png", "deep.png", "wide.webp", "moves.gif", "fax.tif", "iphone.heic"]))
 def test_spoiled_photos(tmp_path_factory, data, name):
     folder = tmp_path_factory.mktemp("photos")
-    odd_photos(Image.fromarray(toy_faces(n_people=1, n_photos=1, size=48).pictures[0]), folder)
+    odd_photos(Image.fromarray(toy_faces(n_people=1, n_photos=1, size=48).images[0]), folder)
     (folder / name).write_bytes(spoil(data, (folder / name).read_bytes()))
     try: assert read_photo(folder / name, 32).pixels.shape == (32, 32, 3)
     except BadInput: pass

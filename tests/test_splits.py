@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from one_shui.data.splits import load_splits, make_splits, save_splits, simulate_requests
+from one_shui.data.splits import load_splits, make_splits, save_splits, simulated_request_rows
 from one_shui.core.errors import BadInput
 from one_shui.data.task import Faces, Task
 
-datasets = st.lists(st.integers(1, 12), min_size=6, max_size=60)  # pictures of each person
+datasets = st.lists(st.integers(1, 12), min_size=6, max_size=60)  # images of each person
 
 
 def faces_with(counts: list[int]) -> Faces:
-    "A dataset with so many pictures of each person, in mixed order"
+    "A dataset with so many images of each person, in mixed order"
     identity = np.random.default_rng(0).permutation(np.repeat([f"p{k}" for k in range(len(counts))], counts))
     table = pd.DataFrame(dict(path=[f"{i}.jpg" for i in range(len(identity))], identity=identity, yes=1))
     return Faces("drawn", table, Task("multi-label", ("yes",)))
@@ -35,7 +35,7 @@ def test_properties(counts, n_forget, seed):
     people = faces.identities
     request = made.request
     rows = [made.train, made.val, made.test, request.support]
-    assert sorted(np.concatenate(rows)) == list(range(len(faces)))  # each picture in exactly one
+    assert sorted(np.concatenate(rows)) == list(range(len(faces)))  # each image in exactly one
     train, val, test = (set(people[part]) for part in rows[:3])
     assert not (train & val or train & test or val & test)  # no person on two sides
     assert len(set(request.identities)) == n_forget == len(request.support)
@@ -43,7 +43,7 @@ def test_properties(counts, n_forget, seed):
     assert sorted(np.concatenate([request.forget, request.retain])) == sorted(made.train)
     assert set(people[request.forget]) == set(request.identities)
     assert not set(people[request.retain]) & set(request.identities)
-    for part in (made.val, made.test):  # shares are right to within one person's pictures
+    for part in (made.val, made.test):  # shares are right to within one person's images
         assert abs(len(part) - .2 * len(faces)) <= max(counts)
     if n_forget == 1: assert len(request.forget) >= 5
 
@@ -70,14 +70,14 @@ def test_saved_and_loaded(tmp_path_factory, counts, seed):
     file = tmp_path_factory.mktemp("splits") / "splits.json"
     save_splits(made, file)
     assert load_splits(file, faces_with(counts)).digest == made.digest
-    with pytest.raises(BadInput, match="was made for other pictures"): load_splits(file, faces_with([*counts, 3]))
+    with pytest.raises(BadInput, match="was made for other images"): load_splits(file, faces_with([*counts, 3]))
 
 
 @settings(max_examples=100, deadline=None)
 @given(datasets, st.integers(1, 6), st.integers(0, 1000))
 def test_simulated_requests(counts, n_forget, seed):
     identities = faces_with(counts).identities
-    try: rounds = list(simulate_requests(identities, n_forget, np.random.default_rng(seed)))
+    try: rounds = list(simulated_request_rows(identities, n_forget, np.random.default_rng(seed)))
     except BadInput:
         assert sum(c > 1 for c in counts) < n_forget
         return

@@ -30,7 +30,7 @@ def answers(arch, options):
     torch.set_num_threads(1)
     faces = toy_faces(n_people=16, n_photos=6, size=32)
     splits = make_splits(faces, n_forget=2)
-    train, val = (face_set(faces, faces.pictures, rows) for rows in (splits.train, splits.val))
+    train, val = (face_set(faces, faces.images, rows) for rows in (splits.train, splits.val))
     network = create_model(ModelSpec(arch, faces.task.n_outputs, 32, options=options))
     log = fit(network, train, val, RECIPE, cbs=together_callbacks())
     return predict(network, val).numpy(), log["train_loss"].to_numpy()

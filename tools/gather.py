@@ -13,7 +13,7 @@ from one_shui.experiments.audit import AUDITED
 
 RESULTS = Path(__file__).parent.parent / "data/results"
 METRICS = {"mAP", "accuracy", "ToW", "over_forgot", "loss attack AUC", "gap to val", "RF-JSD", "blind loss attack AUC", "prepare seconds",
-           "artifact MB", "peak MB", "RMIA TPR at FPR", "RMIA TPR of people", "RMIA TPR of people at FPR", "portrait relearn steps",
+           "artifact MB", "peak MB", "RMIA TPR at FPR", "RMIA TPR of people", "RMIA TPR of people at FPR", "support image relearn steps",
            "sibling relearn steps", *AUDITED, *(name.replace("TPR at", "TPR of people at") for name in AUDITED)}
 COLUMNS = ["dataset", "arch", "n_forget", "seed", "method", "access", "split", "metric", "value", "low", "high", "seconds"]
 ROUNDED = {"value": 3, "low": 3, "high": 3, "seconds": 2}
@@ -44,7 +44,7 @@ def search_of(file: Path) -> pd.DataFrame:
     return pd.DataFrame({**place, "method": file.stem.removeprefix("tune-")}, table.index).join(table)
 
 
-ATTACKS = {metric for metric in METRICS if metric.startswith(("RMIA", "linkage", "portrait", "sibling"))}
+ATTACKS = {metric for metric in METRICS if metric.startswith(("RMIA", "linkage", "support image", "sibling"))}
 TABLES = {"rows": METRICS, "ablation": METRICS, "sizes": {"mAP", "accuracy", "ToW", "over_forgot", "loss attack AUC", *ATTACKS}}
 
 

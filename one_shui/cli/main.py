@@ -21,7 +21,7 @@ from ..core.errors import BadInput
 
 # %% ../../nbs/cli/00_main.ipynb #e161a29d
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
-                  help="Make a trained face model forget people from one picture each, and see how well that worked.")
+                  help="Make a trained face model forget people from one image each, and see how well that worked.")
 
 
 def read_value(text: str):
@@ -63,7 +63,7 @@ def _run(config, out: str) -> None:
     from one_shui.experiments.results import result_table, save_report, summary
     from one_shui.training.distributed import own_folder, together
     with together() as first, own_folder(out) as folder:
-        rows = run(config, folder, progress=first and sys.stderr.isatty(), say=typer.echo if first else lambda _: None)
+        rows = run(config, folder, progress=first and sys.stderr.isatty(), log=typer.echo if first else lambda _: None)
         report = save_report(rows, config, folder)
     if first: typer.echo(f"\n{result_table(rows).to_string()}\n\n" + "\n".join(summary(rows)) + f"\n\nreport: {report.resolve()}")
 
@@ -83,10 +83,10 @@ def run_command(
     method: Annotated[str, typer.Option(help="Methods with commas between, or all.")] = "original,retrain,metaunlearn",
     arch: Annotated[str, typer.Option(help="small_cnn or any timm name, e.g. resnet18.")] = "small_cnn",
     arch_option: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE of the network, e.g. patch_size=8.")] = None,
-    size: Annotated[int, typer.Option(help="Side of a picture in pixels.")] = 64,
-    crop: Annotated[float, typer.Option(help="Share of a picture that is kept around its centre.")] = 1.,
-    cache: Annotated[bool, typer.Option(help="Keep decoded pictures on disk, or decode them every time.")] = True,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that can't be read.")] = False,
+    size: Annotated[int, typer.Option(help="Side of an image in pixels.")] = 64,
+    crop: Annotated[float, typer.Option(help="Share of an image that is kept around its centre.")] = 1.,
+    cache: Annotated[bool, typer.Option(help="Keep decoded images on disk, or decode them every time.")] = True,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that can't be read.")] = False,
     clean: Annotated[bool, typer.Option("--clean", help="Leave out duplicates (see data check).")] = False,
     recipe: Annotated[Optional[str], typer.Option(help="Training recipe; default: toy, or celeba-subset for real faces.")] = None,
     epochs: Annotated[Optional[int], typer.Option(help="Default: the recipe's.")] = None,
@@ -125,11 +125,11 @@ def methods_command(
     "List the methods: name, access class, source, cells with published settings, checked against reference vectors or not."
     from dataclasses import asdict
 
-    from one_shui.methods.settings import CELLS
+    from one_shui.methods.settings import PUBLISHED
     from one_shui.methods.contract import find_method, method_names
-    rows: list[dict] = [dict(name=name, access=(kind := find_method(name)).needs, source=kind.source, checked=kind.checked, settings={
+    rows: list[dict] = [dict(name=name, access=(kind := find_method(name)).data_access, source=kind.source, checked=kind.checked, settings={
         name: value for name, value in asdict(kind()).items() if name not in ("train_on", "progress", "checkpoint")},
-        cells=[asdict(cell) for cell in CELLS.get(name, [])]) for name in method_names()]
+        cells=[asdict(cell) for cell in PUBLISHED.get(name, [])]) for name in method_names()]
     if as_json: return typer.echo(json.dumps(rows, indent=1))
     typer.echo(f"{'method':18}{'access':12}{'cells':7}{'checked':9}source")
     for row in rows:
@@ -152,22 +152,22 @@ def tune_command(
 
     from one_shui.experiments.run import load_run
     from one_shui.requests.request import check_settings
-    from one_shui.data.splits import write_text
-    from one_shui.experiments.tune import GRIDS, tune
+    from one_shui.core.files import write_text
+    from one_shui.experiments.tune import SEARCH_SPACES, tune
     from one_shui.methods.contract import find_method
     kind = find_method(method)
     asked_for = _pairs(grid or [], "--grid")
-    values: dict = {name: [read_value(v) for v in of_name] for name, of_name in asked_for.items()} or GRIDS.get(method, {})
+    values: dict = {name: [read_value(v) for v in of_name] for name, of_name in asked_for.items()} or SEARCH_SPACES.get(method, {})
     if method in ("original", "retrain"): raise BadInput(f"{method} has nothing to tune; it is what others are compared with")
     if stray := set(values) - {f.name for f in fields(kind)}:
         raise BadInput(f"{method} has no setting {sorted(stray)[0]!r}; see one-shui methods --json")
     for name, of_name in values.items():
         for value in of_name: check_settings(kind, {name: value}, "--grid")
-    config, pictures, model = load_run(run)
+    config, images, model = load_run(run)
     base = kind.for_request(config.dataset, config.n_forget, config.arch)
     fixed = {f.name: getattr(base, f.name) for f in fields(kind)}
     file, partial = Path(run) / f"tune-{method}.csv", Path(run) / f"tune-{method}.partial"
-    found = tune(kind, values, model, pictures.train, pictures.val, config.n_forget, requests, seed, sys.stderr.isatty(), fixed, partial)
+    found = tune(kind, values, model, images.train, images.val, config.n_forget, requests, seed, sys.stderr.isatty(), fixed, partial)
     asked = " ".join(f"--grid {name}={','.join(json.dumps(v) for v in of_name)}" for name, of_name in values.items())
     command = f"one-shui tune {method} --run {run} {asked} --requests {requests} --seed {seed}"
     write_text(file, found.assign(seed=seed, requests=requests, command=command).to_csv(index=False))
@@ -180,7 +180,7 @@ def tune_command(
 def audit_command(
     run: Annotated[str, typer.Argument(help="Folder of a run that has original and retrain.")],
     method: Annotated[Optional[str], typer.Option(help="Methods with commas between; default: all of the run.")] = None,
-    views: Annotated[int, typer.Option(help="Of each picture in RMIA: as it is, mirrored, shifted.", min=1, max=8)] = 4,
+    views: Annotated[int, typer.Option(help="Of each image in RMIA: as it is, mirrored, shifted.", min=1, max=8)] = 4,
     pushed: Annotated[str, typer.Option(help="References go through: all methods, limited (those without full access), none.")] = "limited",
     seed: Annotated[int, typer.Option(help="Of references, siblings and bootstrap samples.")] = 0,
 ):
@@ -191,7 +191,7 @@ def audit_command(
 
     from one_shui.experiments.audit import Audit, Pushed, audit, audit_table
     from one_shui.experiments.audit_charts import save_audit_report
-    from one_shui.data.task import check_choice
+    from one_shui.core.errors import check_choice
     check_choice("--pushed", pushed, get_args(Pushed))
     settings = Audit(views=views, pushed=pushed, seed=seed)  # type: ignore[arg-type]
     names = None if method is None else tuple(name.strip() for name in method.split(",") if name.strip())
@@ -211,7 +211,7 @@ def stream_command(
     from pathlib import Path
 
     from one_shui.experiments.results import chart_html, save_page
-    from one_shui.data.splits import write_text
+    from one_shui.core.files import write_text
     from one_shui.experiments.stream import stream, stream_chart, until_rebuild
     told = stream(run, tuple(name.strip() for name in method.split(",") if name.strip()), requests, typer.echo)
     wide, lasts = told.pivot(index=["method", "asked"], columns="split", values="value").round(1), until_rebuild(told).round(2)
@@ -244,20 +244,20 @@ def prepare_command(
     method: Annotated[str, typer.Option(help="A method that works from statistics; see one-shui methods.")] = "key_edit",
     root: Annotated[Optional[str], typer.Option(help="Folder that holds the dataset's folder.")] = None,
     people: Annotated[int, typer.Option(help="How many will ask at once.", min=1)] = 1,
-    crop: Annotated[float, typer.Option(help="Share of a picture that was kept in training.")] = 1.,
+    crop: Annotated[float, typer.Option(help="Share of an image that was kept in training.")] = 1.,
     describe: Annotated[Optional[str], typer.Option(help="YAML that describes a model of your own.")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="METHOD.NAME=VALUE, as often as needed.")] = None,
-    held_out: Annotated[Optional[str], typer.Option(help="Folder to keep val's pictures in, to see later if others are harmed.")] = None,
+    held_out: Annotated[Optional[str], typer.Option(help="Folder to keep val's images in, to see later if others are harmed.")] = None,
     seed: Annotated[int, typer.Option(help="Of anything random.", min=0)] = 0,
 ):
     "While training data exist: keep what a method will need, and rehearse a request. Interrupted, the same command goes on."
     from pathlib import Path
 
     from one_shui.data.readers import in_words_of, read_faces
-    from one_shui.data.loaders import cached_pictures, face_set
+    from one_shui.data.loaders import cached_images, face_set
     from one_shui.requests.own_model import open_any, read_description
-    from one_shui.requests.request import (blame_settings, check_crop, check_out, check_settings, contents, keep_pictures, prepare_artifact,
-                                  refuse_taken)
+    from one_shui.requests.request import blame_settings, check_crop, check_out, check_settings
+    from one_shui.requests.request import contents, keep_images, prepare_artifact, refuse_taken
     from one_shui.data.splits import load_splits
     from one_shui.methods.contract import find_method
     check_out(out, model)
@@ -266,13 +266,13 @@ def prepare_command(
     if held_out: refuse_taken(held_out)
     if dataset == "toy": raise BadInput("drawn faces have no files to prepare with; try --dataset celeba --root data/sample")
     kind = find_method(method)
-    if kind.needs == "full": raise BadInput(f"{method} needs the training data when somebody asks; choose another method, e.g. key_edit")
-    if kind.needs == "support": raise BadInput(f"{method} needs nothing prepared: one-shui forget --method {method}")
+    if kind.data_access == "full": raise BadInput(f"{method} needs the training data when somebody asks; choose another method, e.g. key_edit")
+    if kind.data_access == "support": raise BadInput(f"{method} needs nothing prepared: one-shui forget --method {method}")
     given = check_settings(kind, _settings_for(method, settings), "--set")
     opened = open_any(model, describe)
     plain = read_faces(dataset, root)
     split, faces = load_splits(splits, plain), in_words_of(opened.task, plain)
-    decoded = cached_pictures(faces, opened.size, crop=crop, progress=sys.stderr.isatty())
+    decoded = cached_images(faces, opened.size, crop=crop, progress=sys.stderr.isatty())
     arch = opened.header.get("spec", {}).get("arch") or (describe and read_description(describe).arch) or "resnet18"
     unlearner = kind.for_request(dataset, people, arch, **{"seed": seed, **given})
     train, val = (face_set(faces, decoded, rows) for rows in (split.train, split.val))
@@ -282,8 +282,8 @@ def prepare_command(
     artifact.save(out)
     typer.echo("\n".join(contents(artifact)) + f"\n\nartifact: {out}")
     if held_out:
-        keep_pictures(plain, split.val, held_out)
-        typer.echo(f"pictures of people whom the model never saw: {held_out}")
+        keep_images(plain, split.val, held_out)
+        typer.echo(f"images of people whom the model never saw: {held_out}")
 
 # %% ../../nbs/cli/00_main.ipynb #acf52566
 @app.command(name="forget", epilog="Examples:\n\n`one-shui forget --model model.safetensors --artifact artifact.safetensors --photo p.jpg "
@@ -301,7 +301,7 @@ def forget_command(
     requests: Annotated[Optional[str], typer.Option(
         help="Many people: a CSV with photo, identity and, if you like, labels (with ; between), or a folder of folders.")] = None,
     check: Annotated[Optional[str], typer.Option(
-        help="Labelled pictures to measure with: a folder with labels.csv, e.g. from prepare --held-out.")] = None,
+        help="Labelled images to measure with: a folder with labels.csv, e.g. from prepare --held-out.")] = None,
     key: Annotated[Optional[str], typer.Option(help="File with the key that signs the receipt.")] = None,
     ledger: Annotated[Optional[str], typer.Option(help="The ledger; default: of the model that it came from, or beside it.")] = None,
     find_face: Annotated[bool, typer.Option("--find-face", help="Cut photos to the face (needs one_shui[faces]).")] = False,
@@ -323,17 +323,18 @@ def forget_command(
     from one_shui.requests.ledger import read_key
     from one_shui.requests.own_model import open_any
     from one_shui.requests.photos import opencv_faces
-    from one_shui.requests.request import Asked, Options, answer_request, labels_in, read_requests
+    from one_shui.requests.request import ForgetRequest, Options, labels_in, process_request
+    from one_shui.requests.request import read_requests
     if (artifact is None) == (method is None): raise BadInput("give --artifact FILE, or --method NAME for a method that needs none")
     if requests is None and (not photo or identity is None): raise BadInput("give --photo and --identity, or --requests for many people")
     if requests is not None and (photo or identity is not None or labels is not None):
         raise BadInput("--requests says who asks; leave out --photo, --identity and --labels")
     named = None if labels is None else labels_in(labels)
-    asked = [Asked(str(identity), tuple(Path(p) for p in photo or []), named)] if requests is None else read_requests(requests)
+    asked = [ForgetRequest(str(identity), tuple(Path(p) for p in photo or []), named)] if requests is None else read_requests(requests)
     of_method = _settings(settings or []) if method is None else _settings_for(method, settings)
     signing = None if key is None else read_key(key)
     options = Options(tolerance, force, dry_run, seed, unknown)
-    answer = answer_request(open_any(model, describe), asked, out, artifact, method, of_method, options, signing, check,
+    answer = process_request(open_any(model, describe), asked, out, artifact, method, of_method, options, signing, check,
                             opencv_faces if find_face else None, ledger)
     receipt = answer.receipt
     if answer.again: return typer.echo(receipt["proves"][0])
@@ -348,9 +349,9 @@ def forget_command(
 def verify_command(
     before: Annotated[str, typer.Option(help="The model before.")],
     after: Annotated[str, typer.Option(help="The model after.")],
-    check: Annotated[str, typer.Option(help="Labelled pictures of others, and of those who asked if there are: a folder with labels.csv.")],
+    check: Annotated[str, typer.Option(help="Labelled images of others, and of those who asked if there are: a folder with labels.csv.")],
     identity: Annotated[Optional[list[str]], typer.Option(help="Who asked, as often as needed; nobody: only others are compared.")] = None,
-    crop: Annotated[float, typer.Option(help="Share of a picture that was kept in training.")] = 1.,
+    crop: Annotated[float, typer.Option(help="Share of an image that was kept in training.")] = 1.,
     describe: Annotated[Optional[str], typer.Option(help="YAML that describes a model of your own.")] = None,
 ):
     "Afterwards: compare both models, with intervals over people."
@@ -366,7 +367,7 @@ def export_command(
     out: Annotated[str, typer.Option(help="Where the program goes; must not exist.")],
     describe: Annotated[Optional[str], typer.Option(help="YAML that describes a model of your own.")] = None,
 ):
-    "Write a model with torch.export, for serving: pictures in [0, 1] in, logits out."
+    "Write a model with torch.export, for serving: images in [0, 1] in, logits out."
     from one_shui.requests.own_model import export_model, open_any
     export_model(open_any(model, describe), out)
     typer.echo(f"program: {out}")
@@ -420,7 +421,7 @@ def check_command(
     report: Annotated[Optional[str], typer.Option(help="Write an HTML chart of people and classes here.")] = None,
     pairs: Annotated[Optional[str], typer.Option(help="Write the pairs found as CSV here.")] = None,
 ):
-    "Count people and pictures; find broken, doubled and leaking pictures. Exit code 1 when something is found."
+    "Count people and images; find broken, doubled and leaking images. Exit code 1 when something is found."
     from one_shui.data.quality import check_data, clean_faces, data_chart
     from one_shui.data.readers import read_faces
     from one_shui.data.splits import make_splits
@@ -436,7 +437,7 @@ def check_command(
         names = found.faces.table["path"]
         shown = found.pairs.assign(a=names.iloc[found.pairs["a"]].to_numpy(), b=names.iloc[found.pairs["b"]].to_numpy())
         typer.echo(f"\n{shown.head(20).to_string(index=False)}" + (f"\n… {len(shown) - 20} more (--pairs FILE)" if len(shown) > 20 else ""))
-        typer.echo(f"\n--clean would leave out {len(clean_faces(found)[1])} pictures")
+        typer.echo(f"\n--clean would leave out {len(clean_faces(found)[1])} images")
         if pairs: shown.to_csv(pairs, index=False)
     if report: data_chart(found.faces).save(report, inline=True)
     typer.echo("sound" if found.is_sound else "not sound")
@@ -463,7 +464,7 @@ def split_command(
     except (OSError, ValueError) as error: raise BadInput(f"can't read the names in {unseen}: {error}") from error
     splits = make_splits(faces, n_forget, seed, unseen=names and {name.strip() for name in names if name.strip()})
     save_splits(splits, out)
-    typer.echo(f"train {len(splits.train)}, val {len(splits.val)}, test {len(splits.test)} pictures: {out}")
+    typer.echo(f"train {len(splits.train)}, val {len(splits.val)}, test {len(splits.test)} images: {out}")
 
 # %% ../../nbs/cli/00_main.ipynb #2019e77d
 @data.command(name="download", epilog="Example:\n\n`one-shui data download lfw --root DATA`")
@@ -498,20 +499,20 @@ def _pairs(given: list[str], option: str) -> dict[str, list[str]]:
 # %% ../../nbs/cli/00_main.ipynb #0ce8cc36
 @bench.command(name="grid", epilog="Examples:\n\n`one-shui bench toy --out grids/toy`\n\n"
                "`one-shui bench celeba-subset --root DATA --out grids/celeba --dry-run`\n\n"
-               "`one-shui bench toy --out grids/toy --only seed=0 --only method=ssd,metaunlearn`\n\n"
+               "`one-shui bench toy --out grids/toy --select_cells seed=0 --select_cells method=ssd,metaunlearn`\n\n"
                "`one-shui bench mine.yaml --out SHARED --engine ray --address HEAD:6379 --gpus 1`")
 def bench_grid_command(
     grid: Annotated[str, typer.Argument(help="Name of a grid, or a YAML file.")],
     out: Annotated[str, typer.Option(help="Folder for steps and results.parquet; the same command again goes on.")],
     root: Annotated[Optional[str], typer.Option(help="Folder that holds the dataset's folder.")] = None,
-    only: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE,VALUE, as often as needed: method, seed, n_forget, …")] = None,
+    select_cells: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE,VALUE, as often as needed: method, seed, n_forget, …")] = None,
     engine: Annotated[str, typer.Option(help="in-process, joblib (this machine) or ray (several).")] = "joblib",
     workers: Annotated[int, typer.Option(help="Processes of joblib; 0: one for each core, or one with a graphics card.", min=0)] = 0,
     threads: Annotated[int, typer.Option(help="Of each worker; keep it the same, the last bits of results depend on it.", min=1)] = 1,
     address: Annotated[str, typer.Option(help="Of a Ray cluster; default: one on this machine.")] = "",
     gpus: Annotated[float, typer.Option(help="Graphics cards a step needs (ray); 0.5: two steps share one.", min=0)] = 0.,
     attack: Annotated[bool, typer.Option("--attack", help="Audit every network as well: RMIA, linkage, probe, relearning.")] = False,
-    views: Annotated[Optional[int], typer.Option(help="Of each picture in RMIA; default: 4, or what the grid says.", min=1, max=8)] = None,
+    views: Annotated[Optional[int], typer.Option(help="Of each image in RMIA; default: 4, or what the grid says.", min=1, max=8)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the steps, estimate time and disk, compute nothing.")] = False,
 ):
     "Every method in every place of a grid; what two cells share is computed once."
@@ -519,11 +520,12 @@ def bench_grid_command(
     from pathlib import Path
 
     from one_shui.scale.engines import Engine
-    from one_shui.scale.grid import only as narrowed
-    from one_shui.scale.grid import plan, read_grid
+    from one_shui.scale.grid import select_cells as narrowed
+    from one_shui.scale.grid import build_jobs, read_grid
     from one_shui.scale.store import Store
-    from one_shui.experiments.tables import estimate, failures, grid_folder, grid_table, run_grid, save_grid_report
-    asked, wanted = read_grid(grid), _pairs(only or [], "--only")
+    from one_shui.experiments.tables import grid_table
+    from one_shui.scale.run_grid import estimate, failures, grid_folder, run_grid, save_grid_report
+    asked, wanted = read_grid(grid), _pairs(select_cells or [], "--only")
     if views is not None and not attack: raise BadInput("--views says how to attack; add --attack, or leave it out")
     if attack: asked = replace(asked, attack={**(asked.attack or {}), **({} if views is None else {"views": views})})
     if root: asked = replace(asked, config={**asked.config, "root": str(Path(root).resolve())})
@@ -531,9 +533,9 @@ def bench_grid_command(
         raise BadInput(f"the grid {asked.name} needs {asked.config['dataset']}; say where it is (--root DATA)")
     cells, who = narrowed(asked.cells, wanted), Engine(engine, workers, threads, address, gpus)  # type: ignore[arg-type]
     attacks = ["--attack"] * attack + [f"--views {views}"] * (views is not None)
-    command = " ".join(["one-shui bench", grid, *(f"--only {text}" for text in only or []), *attacks])
+    command = " ".join(["one-shui bench", grid, *(f"--only {text}" for text in select_cells or []), *attacks])
     if dry_run:
-        told = estimate(Store(Path(out) / "steps"), plan(cells, asked.audit), threads)
+        told = estimate(Store(Path(out) / "steps"), build_jobs(cells, asked.audit), threads)
         shown = told.assign(minutes=(60 * told["hours"]).round(1), gb=told["gb"].round(2)).drop(columns="hours")
         typer.echo(f"{len(cells)} cells, {told['steps'].sum()} steps, {told['found'].sum()} of them done; about {told['hours'].sum():.1f} "
                    f"hours on one worker like this machine, {told['gb'].sum():.2f} GB\n\n{shown.to_string()}")
@@ -560,10 +562,11 @@ def results_command(
     against: Annotated[str, typer.Option(help="What 'ToW gained' is a paired difference to.")] = "original",
 ):
     "Ask a grid's rows: mean and 95 % interval over seeds."
-    from one_shui.experiments.tables import grid_table, keep, read_rows, table_text, with_gain
+    from one_shui.experiments.tables import filter_rows, grid_table, table_text, with_gain
+    from one_shui.scale.run_grid import read_rows
     wanted = _pairs(where or [], "--where")
     if "metric" in wanted: raise BadInput("--where can't choose a metric; use --across COLUMN --metric NAME")
-    rows = keep(with_gain(read_rows(folder), against, against != "original" or metric == "ToW gained"), wanted)
+    rows = filter_rows(with_gain(read_rows(folder), against, against != "original" or metric == "ToW gained"), wanted)
     index = tuple(name for name in by.split(",") if name)
     if across: index = tuple(name for name in index if name != across)
     typer.echo(table_text(grid_table(rows, index, across, metric), form), nl=False)  # type: ignore[arg-type]
@@ -572,7 +575,7 @@ def results_command(
 @app.command(name="report", epilog="Example:\n\n`one-shui report grids/toy`")
 def report_command(folder: Annotated[str, typer.Argument(help="Of a grid.")]):
     "Write a grid's page anew: charts, tables, where the numbers come from."
-    from one_shui.experiments.tables import failures, read_rows, save_grid_report
+    from one_shui.scale.run_grid import failures, read_rows, save_grid_report
     typer.echo(f"report: {save_grid_report(read_rows(folder), folder, failures(folder)).resolve()}")
 
 # %% ../../nbs/cli/00_main.ipynb #da75557d

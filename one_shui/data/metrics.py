@@ -17,7 +17,7 @@ from .task import Task
 def mean_average_precision(
     logits: Tensor,   # (n, attributes), any real number
     targets: Tensor,  # (n, attributes) of 0/1
-    absent: float | None = None,  # What an attribute counts that no picture has; None: it is left out
+    absent: float | None = None,  # What an attribute counts that no image has; None: it is left out
 ) -> float:           # In [0, 1]; nan when no attribute counts
     "Average precision of each attribute that occurs, averaged (macro mAP, as scikit-learn computes it)"
     if not logits.isfinite().all(): raise BadInput("an average precision needs finite logits")
@@ -27,7 +27,7 @@ def mean_average_precision(
     right = targets[:, occurs].detach().cpu().gather(0, order).double()
     precision = right.cumsum(0) / torch.arange(1, len(right) + 1)[:, None]
     falling = -ordered.T.contiguous()
-    last = torch.searchsorted(falling, falling, right=True).T - 1  # pictures with equal logits come in together
+    last = torch.searchsorted(falling, falling, right=True).T - 1  # images with equal logits come in together
     found = (right * precision.gather(0, last)).sum(0) / right.sum(0)
     counted = found.tolist() + ([] if absent is None else [absent] * int((~occurs).sum()))
     return float(np.mean(counted))

@@ -34,7 +34,7 @@ PHOTO_TRAITS = ("turn", "tilt", "shift_x", "shift_y", "zoom", "light", "side_lig
 
 def draw_photos(
     rng: np.random.Generator,  # Source of randomness
-    people: pd.DataFrame,      # As from `draw_people`
+    people: pd.DataFrame,      # As from `bootstrap_people`
     n_photos: int,             # How many of each
 ) -> pd.DataFrame:             # One row a photo: `person`, that person's traits, and the photo's in [0, 1]
     "Take photos of people"
@@ -122,17 +122,17 @@ def _draw(p, size: int) -> np.ndarray:
 
 def render(
     photos: pd.DataFrame,      # As from `draw_photos`
-    size: int,                 # Side of a picture in pixels
+    size: int,                 # Side of an image in pixels
     rng: np.random.Generator,  # Source of the camera's noise
 ) -> np.ndarray:               # (n, size, size, 3) uint8
     "Draw photos, light them and add the camera's noise"
-    pictures = np.stack([_draw(p, size) for p in photos.itertuples()])
+    images = np.stack([_draw(p, size) for p in photos.itertuples()])
     across = np.linspace(-.5, .5, size)
     gain = .75 + .5 * photos["light"].to_numpy()[:, None] + .5 * (photos["side_light"].to_numpy()[:, None] - .5) * across
-    for picture, g in zip(pictures, gain.astype(np.float32), strict=True):
-        noise = rng.integers(-6, 7, picture.shape, dtype=np.int8)
-        picture[:] = np.clip(picture * g[None, :, None] + noise, 0, 255)
-    return pictures
+    for image, g in zip(images, gain.astype(np.float32), strict=True):
+        noise = rng.integers(-6, 7, image.shape, dtype=np.int8)
+        image[:] = np.clip(image * g[None, :, None] + noise, 0, 255)
+    return images
 
 # %% ../../nbs/data/01_toy.ipynb #5a88d18b
 TOY_ATTRIBUTES = {  # name: trait that can be seen, and which end of it makes the label 1
@@ -173,24 +173,24 @@ def label_ages(
 def toy_faces(
     n_people: int = 120,            # How many people
     n_photos: int = 16,             # Photos of each
-    size: int = 64,                 # Side of a picture in pixels
-    seed: int = 0,                  # Same seed, same pictures and labels
+    size: int = 64,                 # Side of an image in pixels
+    seed: int = 0,                  # Same seed, same images and labels
     task: str = "attributes",       # "attributes" (multi-label) or "ages" (multi-class)
     quirk: float = .15,             # How much labels depend on who it is; 0: not at all
 ) -> Faces:
-    "Faces drawn in code, with labels; raises `BadInput` for values that make no picture"
+    "Faces drawn in code, with labels; raises `BadInput` for values that make no image"
     for name, value in dict(n_people=n_people, n_photos=n_photos, size=size).items():
         if value < 1: raise BadInput(f"toy faces need {name} ≥ 1, got {value}")
     check_choice("toy task", task, ("attributes", "ages"))
     rng = np.random.default_rng(seed)
     photos = draw_photos(rng, draw_people(rng, n_people), n_photos)
-    pictures = render(photos, size, rng)
+    images = render(photos, size, rng)
     width = len(str(n_people - 1))
     identity = photos["person"].map(lambda k: f"p{k:0{width}d}")
     path = identity + "_" + (photos.index % n_photos).astype(str) + ".png"
     table = pd.DataFrame(dict(path=path, identity=identity))
     if task == "ages":
         labelled = table.assign(label=label_ages(photos, rng, quirk * .5))
-        return Faces("toy", labelled, Task("multi-class", AGE_CLASSES), pictures=pictures)
+        return Faces("toy", labelled, Task("multi-class", AGE_CLASSES), images=images)
     table = pd.concat([table, label_attributes(photos, rng, quirk)], axis=1)
-    return Faces("toy", table, Task("multi-label", tuple(TOY_ATTRIBUTES)), pictures=pictures)
+    return Faces("toy", table, Task("multi-label", tuple(TOY_ATTRIBUTES)), images=images)

@@ -31,11 +31,11 @@ def linkage(
     features: Tensor, identities,    # (n, width) and (n,): the people in question
     strangers: Tensor, of_strangers,  # (m, width) and (m,): people the network never saw
 ) -> np.ndarray:                     # (people,) in [0, 1], in the order of their sorted names; 0.5: features don't tell
-    "For each person, the AUC of same-person pairs against pairs with strangers; nan for a person with one picture. Raises `BadInput`"
+    "For each person, the AUC of same-person pairs against pairs with strangers; nan for a person with one image. Raises `BadInput`"
     check_owners("people", features, identities)
     check_owners("strangers", strangers, of_strangers)
     check_disjoint(people=identities, strangers=of_strangers)
-    if not len(features) or not len(strangers): raise BadInput("linkage needs pictures of the people in question and of strangers")
+    if not len(features) or not len(strangers): raise BadInput("linkage needs images of the people in question and of strangers")
     if not (features.isfinite().all() and strangers.isfinite().all()): raise BadInput("linkage needs finite features")
     ours, theirs = (nn.functional.normalize(x.double(), dim=1) for x in (features, strangers))
     found = []
@@ -48,15 +48,15 @@ def linkage(
 
 # %% ../../nbs/evaluation/06_identity.ipynb #3a89f343
 def probe(
-    features: Tensor, identities,  # (n, width) and (n,): at least two people with two pictures each
+    features: Tensor, identities,  # (n, width) and (n,): at least two people with two images each
     seed: int = 0,                 # Of the halves
 ) -> np.ndarray:                   # (people,) in [0, 1], in the order of their sorted names; chance is 1 / people
-    "Share of each person's pictures that a linear probe names, two-fold; raises `BadInput` for too few of them and for a nan"
+    "Share of each person's images that a linear probe names, two-fold; raises `BadInput` for too few of them and for a nan"
     check_owners("features", features, identities)
     if bad := int((~features.isfinite()).sum()): raise BadInput(f"a probe needs finite features; {bad} of {features.numel()} are not")
     names, of, counts = np.unique(identities, return_inverse=True, return_counts=True)
     if len(names) < 2 or counts.min() < 2:
-        raise BadInput(f"a probe needs at least 2 people with 2 pictures each; here are {len(names)}, the smallest with {counts.min()}")
+        raise BadInput(f"a probe needs at least 2 people with 2 images each; here are {len(names)}, the smallest with {counts.min()}")
     x, right = features.double().numpy(), np.zeros(len(of))
     for learn, name in StratifiedKFold(2, shuffle=True, random_state=seed).split(x, of):
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(x[learn], of[learn])
@@ -64,7 +64,7 @@ def probe(
     return np.bincount(of, weights=right) / counts
 
 # %% ../../nbs/evaluation/06_identity.ipynb #14309329
-LOOKS = (1, 2, 3, 5, 8, 12, 18, 27, 40)  # After so many steps the forgotten pictures are scored
+LOOKS = (1, 2, 3, 5, 8, 12, 18, 27, 40)  # After so many steps the forgotten images are scored
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,16 @@ class Relearned:
 
 def relearn(
     network: nn.Module,  # Left as it is; a copy is trained
-    photos: FaceSet,     # What is trained on: the support pictures, or one sibling of each
-    judged: FaceSet,     # The forgotten pictures; must not hold the photos
+    photos: FaceSet,     # What is trained on: the support images, or one sibling of each
+    judged: FaceSet,     # The forgotten images; must not hold the photos
     goal: float,         # The original network's score on them, in [0, 1]
     within: float = .1,  # Back: at least (1 - within) of the goal
     lr: float = 1e-4,    # Of Adam
     looks: tuple[int, ...] = LOOKS,
-    score: Callable[[nn.Module, FaceSet], float] | None = None,  # Of a network on pictures; None: mAP or accuracy
+    score: Callable[[nn.Module, FaceSet], float] | None = None,  # Of a network on images; None: mAP or accuracy
 ) -> Relearned:
-    "Fine-tune on a photo a person, normalisation statistics frozen, and count steps until the other pictures are back"
-    score = score or (lambda net, pictures: task_score(pictures.task, predict(net, pictures), pictures.targets))
+    "Fine-tune on a photo a person, normalisation statistics frozen, and count steps until the other images are back"
+    score = score or (lambda net, images: task_score(images.task, predict(net, images), images.targets))
     network = fast(copy.deepcopy(network).eval().requires_grad_(True))  # as it was trained
     optimizer, curve = torch.optim.Adam(network.parameters(), lr), {0: score(network, judged)}
     ((x, y),) = FaceLoader(photos, len(photos), device=next(network.parameters()).device)
@@ -101,7 +101,7 @@ def relearn(
 
 def anamnesis_index(
     unlearned: float,  # Steps of the network after forgetting; infinite: it never came back
-    retrained: float,  # Of the one that never saw the pictures
+    retrained: float,  # Of the one that never saw the images
 ) -> float:            # 1: ideal; below: hidden memory; nan when neither came back, infinite when only the retrained one did
     "Steps to relearn beside the retrained network's (Chundawat et al. 2023)"
     if np.isinf(unlearned) and np.isinf(retrained): return float("nan")

@@ -13,18 +13,18 @@ from torch import Tensor
 from ..core.errors import BadInput
 from ..data.metrics import task_score
 from ..data.task import Task
-from .simulation import strangers_score
+from .simulation import matched_nonmember_score
 
 # %% ../../nbs/evaluation/03_reference_free.ipynb #0fcc0eed
 def forget_gap(
     task: Task,                              # What the network predicts
-    forget: Tensor, forget_targets: Tensor,  # Logits on forget pictures and their labels
+    forget: Tensor, forget_targets: Tensor,  # Logits on forget images and their labels
     val: Tensor, val_targets: Tensor,        # The same of people never seen
-    val_identities: np.ndarray,              # Whose val's pictures are
+    val_identities: np.ndarray,              # Whose val's images are
     people: int,                             # How many are to be forgotten
 ) -> float:                                  # In points, -100 to 100; near 0: forgotten; above: remembered; below: spoiled
     "Score on forget minus that of as many people of val, of the same network"
-    return 100 * task_score(task, forget, forget_targets) - strangers_score(task, val, val_targets, val_identities, people)
+    return 100 * task_score(task, forget, forget_targets) - matched_nonmember_score(task, val, val_targets, val_identities, people)
 
 # %% ../../nbs/evaluation/03_reference_free.ipynb #1c4de63d
 def _divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def _divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def _by_class(task: Task, logits: Tensor, targets: Tensor) -> list[Tensor]:
-    "For each class, or attribute and value, the answers to its pictures: (pictures, answers) probabilities"
+    "For each class, or attribute and value, the answers to its images: (images, answers) probabilities"
     if not task.is_multi_label: return [logits.double().softmax(1)[targets == k] for k in range(logits.shape[1])]
     yes = logits.double().sigmoid()
     return [torch.stack([p, 1 - p], 1)[truth == value] for p, truth in zip(yes.T, targets.T, strict=True) for value in (0, 1)]
@@ -44,12 +44,12 @@ def _by_class(task: Task, logits: Tensor, targets: Tensor) -> list[Tensor]:
 
 def rf_jsd(
     task: Task,                              # What the networks predict
-    forget: Tensor, forget_targets: Tensor,  # The unlearned network's logits on forget pictures, and labels
-    unseen: Tensor, unseen_targets: Tensor,  # The original's on pictures of people never seen
+    forget: Tensor, forget_targets: Tensor,  # The unlearned network's logits on forget images, and labels
+    unseen: Tensor, unseen_targets: Tensor,  # The original's on images of people never seen
 ) -> float:                                  # In [0, 1]; 0: the same mean answers; nan: no class is in both sets
     "Mean divergence of the networks' mean answers, class by class (after Spartalis et al. 2025); raises `BadInput`"
     for logits in (forget, unseen):
-        if not len(logits) or not logits.isfinite().all(): raise BadInput("RF-JSD needs finite logits of at least one picture in both sets")
+        if not len(logits) or not logits.isfinite().all(): raise BadInput("RF-JSD needs finite logits of at least one image in both sets")
     both = zip(_by_class(task, forget, forget_targets), _by_class(task, unseen, unseen_targets), strict=True)
     found = [_divergence(ours.mean(0).numpy(), theirs.mean(0).numpy()) for ours, theirs in both if len(ours) and len(theirs)]
     return float(np.mean(found)) if found else float("nan")

@@ -54,13 +54,13 @@ def result_table(
     return table.set_index("method")
 
 # %% ../../nbs/experiments/01_results.ipynb #69b9e343
-COSTS = ("peak MB", "pictures read", "artifact MB", "prepare seconds", "prepare peak MB", "prepare pictures read")
+COSTS = ("peak MB", "images read", "artifact MB", "prepare seconds", "prepare peak MB", "prepare images read")
 
 
 def cost_table(
     rows: pd.DataFrame,  # As from `run`, one or several runs
 ) -> pd.DataFrame:       # One row a method: means over runs, and where its settings come from
-    "Seconds, memory, pictures read and artifact of each method; what the peak doesn't show was below the process's reserve"
+    "Seconds, memory, images read and artifact of each method; what the peak doesn't show was below the process's reserve"
     wide = rows[rows["metric"].isin(COSTS)].pivot_table(index="method", columns="metric", values="value", sort=False)
     first = rows.groupby("method", sort=False).agg(access=("access", "first"), seconds=("seconds", "mean"), settings=("settings", "first"))
     return first[["access", "seconds"]].join(wide.reindex(columns=list(COSTS))).round(2).join(first["settings"])
@@ -126,10 +126,10 @@ def summary(
     "What a run says, in sentences"
     wide = _with_score(rows).pivot_table(index="method", columns=["split", "metric"], values="value", sort=False)
     name, people = ("accuracy" if "accuracy" in set(rows["metric"]) else "mAP"), rows["n_forget"].iloc[0]
-    said = [f"{people} {'people' if people > 1 else 'person'} asked to be forgotten, with one picture each."]
+    said = [f"{people} {'people' if people > 1 else 'person'} asked to be forgotten, with one image each."]
     if not {"original", "retrain"} <= set(wide.index): return said
     seen, unseen = (wide.loc[m, ("forget", "score")] for m in ("original", "retrain"))
-    said.append(f"On their other pictures the original network reaches {seen:.1f} % {name}; one that never saw them, {unseen:.1f} %. "
+    said.append(f"On their other images the original network reaches {seen:.1f} % {name}; one that never saw them, {unseen:.1f} %. "
                 f"The difference of {seen - unseen:.1f} points is what it knows about them" + _unsure(rows) + ".")
     tow, access = wide[("all", "ToW")], rows.groupby("method")["access"].first()
     tried = tow[[m for m in tow.index if m not in ("original", "retrain") and access[m] != "full"]]
@@ -203,11 +203,11 @@ def save_page(
 
 # %% ../../nbs/experiments/01_results.ipynb #cecf9c6a
 _LEGEND = """<p>Scores in percent. ToW 100 is indistinguishable from retraining.
-The loss attack's AUC is 50 when forget pictures look like pictures never seen.
-Access: <em>support</em> sees one picture a person; <em>statistics</em> also an artifact made before anybody asked;
-<em>full</em> all training pictures. Over-forgot: the score on val (people never trained on) fell by more than 5 points.
+The loss attack's AUC is 50 when forget images look like images never seen.
+Access: <em>support</em> sees one image a person; <em>statistics</em> also an artifact made before anybody asked;
+<em>full</em> all training images. Over-forgot: the score on val (people never trained on) fell by more than 5 points.
 Seconds: the time a method took at the request.</p>"""
-_COSTS = """<p>Pictures read count repetitions. Peak MB is memory above what was in use before.
+_COSTS = """<p>Images read count repetitions. Peak MB is memory above what was in use before.
 A setting from the nearest cell was published for another situation than this one.</p>"""
 
 

@@ -27,23 +27,23 @@ def stream(
     folder: str | Path,          # Of a run that has its original network
     methods: tuple[str, ...],    # To be tried; not retrain, which starts afresh for every request
     n_requests: int = 5,         # Into which the run's people are dealt, in the order of its split
-    say: Callable[[str], Any] = print,  # Told what happens
+    log: Callable[[str], Any] = print,  # Told what happens
 ) -> pd.DataFrame:               # Columns method, request (0: nobody has asked), asked, split, metric, value, seconds
     "Answer one request after another with each method; split is latest, forget, retain, val or test; raises `BadInput`"
-    config, pictures, original = load_run(folder)
-    people = list(dict.fromkeys(pictures.support.identities))
+    config, images, original = load_run(folder)
+    people = list(dict.fromkeys(images.support.identities))
     if not 1 <= n_requests <= len(people): raise BadInput(f"{n_requests} requests from {len(people)} people; choose 1 to {len(people)}")
     if "retrain" in methods: raise BadInput("retrain starts afresh for every request; a stream is for the others")
     groups = [list(group) for group in np.array_split(np.array(people), n_requests)]
-    spec = ModelSpec(config.arch, pictures.faces.task.n_outputs, config.size, config.of_training, config.arch_options)
-    origin, name_of_score = weights_digest(original.state_dict()), score_name(pictures.faces.task)
+    spec = ModelSpec(config.arch, images.faces.task.n_outputs, config.size, config.of_training, config.arch_options)
+    origin, name_of_score = weights_digest(original.state_dict()), score_name(images.faces.task)
     (kept := Path(folder) / f"stream-{n_requests}").mkdir(exist_ok=True)
     rows: list[tuple] = []
 
     def measure(method: str, k: int, network, asked: list[str], latest: list[str], seconds: float) -> None:
-        sets = dict(val=pictures.val, test=pictures.test,
-                    retain=pictures.train.subset(np.flatnonzero(~np.isin(pictures.train.identities, asked))))
-        if asked: sets |= {name: pictures.forget.subset(np.flatnonzero(np.isin(pictures.forget.identities, of)))
+        sets = dict(val=images.val, test=images.test,
+                    retain=images.train.subset(np.flatnonzero(~np.isin(images.train.identities, asked))))
+        if asked: sets |= {name: images.forget.subset(np.flatnonzero(np.isin(images.forget.identities, of)))
                            for name, of in (("latest", latest), ("forget", asked))}
         for split, part in sets.items():
             score = 100 * task_score(part.task, predict(network, part), part.targets)
@@ -53,15 +53,15 @@ def stream(
         given = {key: value for key, value in config.settings.items() if key == name}
         small = replace(config, n_forget=max(map(len, groups)), methods=(name,), settings=given)
         method = ready_method(small, kept, name, spec)
-        prepared = prepare_once(method, kept / f"{name}-artifact.safetensors", original, pictures)
+        prepared = prepare_once(method, kept / f"{name}-artifact.safetensors", original, images)
         network, asked = original, list[str]()
         measure(name, 0, original, [], [], 0.)
         for k, group in enumerate(groups, 1):
-            say(f"{name}: request {k} of {n_requests}, {len(group)} people")
+            log(f"{name}: request {k} of {n_requests}, {len(group)} people")
             asked = [*asked, *group]
-            support, forget = (part.subset(np.flatnonzero(np.isin(part.identities, group))) for part in (pictures.support, pictures.forget))
-            retain = pictures.train.subset(np.flatnonzero(~np.isin(pictures.train.identities, asked)))
-            network, cost = apply_method(method, network, prepared.artifact, support, forget, retain, pictures.val, origin=origin)
+            support, forget = (part.subset(np.flatnonzero(np.isin(part.identities, group))) for part in (images.support, images.forget))
+            retain = images.train.subset(np.flatnonzero(~np.isin(images.train.identities, asked)))
+            network, cost = apply_method(method, network, prepared.artifact, support, forget, retain, images.val, origin=origin)
             measure(name, k, network, asked, group, cost.seconds)
     return pd.DataFrame(rows, columns=["method", "request", "asked", "split", "metric", "value", "seconds"])
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.loaders import FaceLoader
-from .contract import Needs, Unlearner
+from .contract import DataAccess, Unlearner
 from .scrub import softened_divergence
 from ..models.precision import fast
 
@@ -40,30 +40,30 @@ def fresh_copy(
 class BadTeacher(Unlearner):
     "Follow an incompetent teacher on forget"
     name: ClassVar[str] = "bad_teacher"
-    needs: ClassVar[Needs] = "full"
+    data_access: ClassVar[DataAccess] = "full"
     source: ClassVar[str] = "Chundawat et al., Can Bad Teaching Induce Forgetting?, AAAI 2023"
     checked: ClassVar[bool] = True
     lr: float = 1e-4             # Of SGD, momentum 0.9, weight decay 5e-4, cosine to 0 by epoch
     epochs: int = 5              # Over forget and retain together
-    batch_size: int = 64         # Pictures a step
+    batch_size: int = 64         # Images a step
     shuffle: bool = True         # New order each epoch
     bf16: bool | None = None     # Forward passes in bfloat16; None: where it pays
 
-    def unlearn(self, model, artifact, handover):
-        return self.teach(model, fresh_copy(model, self.seed), handover)
+    def unlearn(self, model, artifact, data):
+        return self.teach(model, fresh_copy(model, self.seed), data)
 
-    def teach(self, model: nn.Module, bad: nn.Module, handover) -> nn.Module:
+    def teach(self, model: nn.Module, bad: nn.Module, data) -> nn.Module:
         "Unlearn with this incompetent teacher"
         device = next(model.parameters()).device
         student, good, bad = (fast(network, self.bf16) for network in (model, copy.deepcopy(model).eval(), bad))
         optimizer = torch.optim.SGD(model.parameters(), self.lr, momentum=.9, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
-        n_forget, n = len(handover.forget), len(handover.forget) + len(handover.retain)
+        n_forget, n = len(data.forget), len(data.forget) + len(data.retain)
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.epochs):
             order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
             for rows in order.split(self.batch_size):
-                lessons = ((bad, handover.forget, rows[rows < n_forget]), (good, handover.retain, rows[rows >= n_forget] - n_forget))
+                lessons = ((bad, data.forget, rows[rows < n_forget]), (good, data.retain, rows[rows >= n_forget] - n_forget))
                 x, taught = (torch.cat(parts) for parts in zip(*self._lessons(lessons, device), strict=True))
                 optimizer.zero_grad()
                 softened_divergence(student(x), taught).backward()
@@ -73,8 +73,8 @@ class BadTeacher(Unlearner):
 
     @torch.no_grad()
     def _lessons(self, lessons, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        "Each teacher's pictures of a batch, and its answers"
-        for teacher, pictures, rows in lessons:
+        "Each teacher's images of a batch, and its answers"
+        for teacher, images, rows in lessons:
             if not len(rows): continue
-            x, _ = next(iter(FaceLoader(pictures.subset(rows.numpy()), len(rows), device=device)))
+            x, _ = next(iter(FaceLoader(images.subset(rows.numpy()), len(rows), device=device)))
             yield x, teacher(x)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..data.loaders import FaceLoader
 from ..data.task import task_loss
-from .contract import Artifact, Needs, Unlearner
+from .contract import Artifact, DataAccess, Unlearner
 from .relabel import RandomLabels, soft_loss
 from .ssd import gradient_size
 from ..models.precision import fast
@@ -25,27 +25,27 @@ from ..models.precision import fast
 @dataclass
 class _Paired(Unlearner):
     "SGD over retain, with a batch of forget beside each batch"
-    needs: ClassVar[Needs] = "full"
+    data_access: ClassVar[DataAccess] = "full"
     lr: float = 1e-2       # Of SGD, momentum 0.9, cosine to 0 by epoch
     epochs: int = 5        # Over retain
-    batch_size: int = 64   # Pictures of each kind a step
+    batch_size: int = 64   # Images of each kind a step
     bf16: bool | None = None  # Forward passes in bfloat16; None: where it pays
 
     def loss(self, model: nn.Module, task, retain: tuple[Tensor, Tensor], forget: tuple[Tensor, Tensor]) -> Tensor:
         "What a step descends on"
         raise NotImplementedError
 
-    def pairs(self, handover, device) -> Iterator[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+    def pairs(self, data, device) -> Iterator[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
         "Batches of retain, each with one of forget"
-        retain, forget = (FaceLoader(p, self.batch_size, shuffle=True, device=device) for p in (handover.retain, handover.forget))
+        retain, forget = (FaceLoader(p, self.batch_size, shuffle=True, device=device) for p in (data.retain, data.forget))
         return zip(retain, cycle(forget), strict=False)
 
-    def unlearn(self, model, artifact, handover):
-        task, device = handover.support.task, next(model.parameters()).device
+    def unlearn(self, model, artifact, data):
+        task, device = data.support.task, next(model.parameters()).device
         optimizer, network = torch.optim.SGD(model.parameters(), self.lr, momentum=.9), fast(model, self.bf16)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
         for _ in range(self.epochs):
-            for retain, forget in self.pairs(handover, device):
+            for retain, forget in self.pairs(data, device):
                 optimizer.zero_grad()
                 self.loss(network, task, retain, forget).backward()
                 optimizer.step()
@@ -59,9 +59,9 @@ class FineTune(_Paired):
     name: ClassVar[str] = "finetune"
     source: ClassVar[str] = "Golatkar et al., Eternal Sunshine of the Spotless Net, CVPR 2020"
 
-    def pairs(self, handover, device):
+    def pairs(self, data, device):
         "Forget isn't read"
-        return ((batch, batch) for batch in FaceLoader(handover.retain, self.batch_size, shuffle=True, device=device))
+        return ((batch, batch) for batch in FaceLoader(data.retain, self.batch_size, shuffle=True, device=device))
 
     def loss(self, model, task, retain, forget): return task_loss(task, model(retain[0]), retain[1])
 
@@ -89,14 +89,14 @@ class SalUn(_Paired):
         wrong = RandomLabels().answers(task, forget[1].cpu(), Artifact(), self.generator).to(forget[0].device)
         return task_loss(task, model(retain[0]), retain[1]) + soft_loss(task, model(forget[0]), wrong)
 
-    def unlearn(self, model, artifact, handover):
+    def unlearn(self, model, artifact, data):
         self.generator = torch.Generator().manual_seed(self.seed)
         device = next(model.parameters()).device
-        salience = gradient_size(model, handover.support.task, FaceLoader(handover.forget, 64, device=device))
+        salience = gradient_size(model, data.support.task, FaceLoader(data.forget, 64, device=device))
         bar = quantile(salience, 1 - self.share)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         hooks = [p.register_hook(lambda g, free=salience[name] >= bar: g * free) for name, p in model.named_parameters()]
-        try: model = super().unlearn(model, artifact, handover)
+        try: model = super().unlearn(model, artifact, data)
         finally:
             for hook in hooks: hook.remove()
         with torch.no_grad():

@@ -18,7 +18,7 @@ from ..data.loaders import FaceLoader, FaceSet
 from ..data.metrics import task_score
 from ..data.task import task_loss
 from ..evaluation.scores import predict
-from .contract import Needs, Unlearner
+from .contract import DataAccess, Unlearner
 from ..models.precision import fast
 
 # %% ../../nbs/methods/20_scrub.ipynb #6daf1320
@@ -27,7 +27,7 @@ def softened_divergence(
     teacher: Tensor,           # (n, classes) logits
     temperature: float = 1.,   # Softens both
 ) -> Tensor:                   # A scalar, in nats times the squared temperature
-    "KL divergence of the teacher's answer from the student's, averaged over pictures"
+    "KL divergence of the teacher's answer from the student's, averaged over images"
     log_student = (student / temperature).log_softmax(1)
     return F.kl_div(log_student, (teacher / temperature).softmax(1), reduction="batchmean") * temperature**2
 
@@ -36,7 +36,7 @@ def softened_divergence(
 class SCRUB(Unlearner):
     "A student that disobeys on forget"
     name: ClassVar[str] = "scrub"
-    needs: ClassVar[Needs] = "full"
+    data_access: ClassVar[DataAccess] = "full"
     source: ClassVar[str] = "Kurmanji et al., Towards Unbounded Machine Unlearning, NeurIPS 2023"
     checked: ClassVar[bool] = True
     lr: float = 5e-3             # Of SGD, momentum 0.9, weight decay 5e-4, cosine to 0 by epoch
@@ -45,17 +45,17 @@ class SCRUB(Unlearner):
     alpha: float = .001          # Weight of the divergence on retain
     gamma: float = .99           # Weight of the task loss on retain
     temperature: float = 4.      # Softens answers
-    batch_size: int = 64         # Pictures a step
+    batch_size: int = 64         # Images a step
     shuffle: bool = True         # New order each epoch
     bf16: bool | None = None     # Forward passes in bfloat16; None: where it pays
     rewind: bool = False         # Go back to the epoch at which forget scored as val does in the end (SCRUB+R)
 
-    def unlearn(self, model, artifact, handover):
+    def unlearn(self, model, artifact, data):
         student, teacher = fast(model, self.bf16), fast(copy.deepcopy(model).eval(), self.bf16)
-        device, task = next(model.parameters()).device, handover.support.task
+        device, task = next(model.parameters()).device, data.support.task
         optimizer = torch.optim.SGD(model.parameters(), self.lr, momentum=.9, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
-        forget, retain = (FaceLoader(p, self.batch_size, shuffle=self.shuffle, device=device) for p in (handover.forget, handover.retain))
+        forget, retain = (FaceLoader(p, self.batch_size, shuffle=self.shuffle, device=device) for p in (data.forget, data.retain))
 
         kept: list[tuple[float, dict]] = []
 
@@ -77,11 +77,11 @@ class SCRUB(Unlearner):
                 logits, apart = divergence(x)
                 step(self.alpha * apart + self.gamma * task_loss(task, logits, y), clip=False)
             schedule.step()
-            if self.rewind: kept.append((self._score(model, handover.forget), copy.deepcopy(model.state_dict())))
+            if self.rewind: kept.append((self._score(model, data.forget), copy.deepcopy(model.state_dict())))
         if self.rewind:
-            target = self._score(model, handover.val)
+            target = self._score(model, data.val)
             model.load_state_dict(min(kept, key=lambda epoch: abs(epoch[0] - target))[1])
         return model
 
-    def _score(self, model: nn.Module, pictures: FaceSet) -> float:
-        return task_score(pictures.task, predict(model, pictures), pictures.targets)
+    def _score(self, model: nn.Module, images: FaceSet) -> float:
+        return task_score(images.task, predict(model, images), images.targets)

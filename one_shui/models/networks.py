@@ -30,7 +30,7 @@ from .features import classifier_name
 
 # %% ../../nbs/models/00_networks.ipynb #e848f636
 class SmallCNN(nn.Module):
-    "Four convolution blocks and a linear classifier, for small pictures on a CPU"
+    "Four convolution blocks and a linear classifier, for small images on a CPU"
     def __init__(
         self,
         n_outputs: int,    # Logits
@@ -51,13 +51,13 @@ class ModelSpec:
     "How to build a network"
     arch: str                     # A timm name, or "small_cnn"
     n_outputs: int                # Logits
-    size: int = 224               # Side of its pictures in pixels
+    size: int = 224               # Side of its images in pixels
     seed: int = 0                 # Of the random start
     options: dict = field(default_factory=dict)  # More arguments of the constructor, e.g. {"patch_size": 8}
 
 # %% ../../nbs/models/00_networks.ipynb #67d4ac0c
 def check_spec(spec: ModelSpec) -> None:
-    "Raise `BadInput` for an unknown architecture or a picture size that its patches don't divide"
+    "Raise `BadInput` for an unknown architecture or an image size that its patches don't divide"
     if spec.arch == "small_cnn": return
     if not timm.is_model(spec.arch):
         near = difflib.get_close_matches(spec.arch, [*timm.list_models(), "small_cnn"], 4)
@@ -70,12 +70,12 @@ def check_spec(spec: ModelSpec) -> None:
     side = getattr(patch, "patch_size", None)
     side = side[0] if isinstance(side, tuple) else side
     if side and spec.size % side:
-        raise BadInput(f"{spec.arch} cuts pictures into patches of {side} pixels, and {spec.size} isn't a multiple; "
+        raise BadInput(f"{spec.arch} cuts images into patches of {side} pixels, and {spec.size} isn't a multiple; "
                        f"use --size {max(spec.size // side, 1) * side} or {(spec.size // side + 1) * side}")
 
 
 def _build(spec: ModelSpec, **pretrained) -> nn.Module:
-    "Construct the network; transformers with a fixed grid are told the picture size"
+    "Construct the network; transformers with a fixed grid are told the image size"
     if spec.arch == "small_cnn": return SmallCNN(spec.n_outputs, **spec.options)
     fixed = timm.get_pretrained_cfg(spec.arch, allow_unregistered=True)
     size = dict(img_size=spec.size) if fixed and fixed.fixed_input_size else {}

@@ -24,9 +24,8 @@ from ..core.files import read_header, write_file
 from ..data.task import Task
 from ..models.features import classifier_name
 from ..models.networks import ModelSpec, create_model
-from one_shui.requests.request import (
-    PAST, Model, check_out, check_use, open_model, refuse_pickle, refuse_taken,
-)
+from .request import PAST, Model, check_out, check_use, open_model, refuse_pickle
+from .request import refuse_taken
 
 # %% ../../nbs/requests/03_own_model.ipynb #ab065729
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Description:
     builder: str | None = None        # "module:function" that returns the network
     arch: str | None = None           # Or a timm name
     options: dict = field(default_factory=dict)  # Arguments of either
-    size: int = 224                   # Side of its pictures in pixels
-    mean: tuple[float, ...] = (.5, .5, .5)  # Its normalisation: (picture in [0, 1] - mean) / std
+    size: int = 224                   # Side of its images in pixels
+    mean: tuple[float, ...] = (.5, .5, .5)  # Its normalisation: (image in [0, 1] - mean) / std
     std: tuple[float, ...] = (.5, .5, .5)
 
 
@@ -64,7 +63,7 @@ def read_description(file: str | Path) -> Description:
 
 # %% ../../nbs/requests/03_own_model.ipynb #fe2ec2ba
 class Renormalise:
-    "A forward hook: from pictures in [-1, 1] to another normalisation"
+    "A forward hook: from images in [-1, 1] to another normalisation"
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         self.mean, self.std = mean, std
 
@@ -108,10 +107,10 @@ def open_described(
     try:
         with torch.inference_mode(): outputs = network(torch.zeros(1, 3, description.size, description.size, device=default_device()))
     except Exception as error:
-        raise BadInput(f"the network can't look at a picture of {description.size} pixels ({type(error).__name__}: {error})") from error
+        raise BadInput(f"the network can't look at an image of {description.size} pixels ({type(error).__name__}: {error})") from error
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if shape != (1, len(description.classes)):
-        raise BadInput(f"the network answers one picture with {shape}, the description names {len(description.classes)} classes")
+        raise BadInput(f"the network answers one image with {shape}, the description names {len(description.classes)} classes")
     watch.remove()
     if last and not torch.equal(last[-1].flatten(), outputs.flatten()):
         raise BadInput("the network changes what its last layer says (a sigmoid or softmax?); "
@@ -130,7 +129,7 @@ def open_any(
 
 # %% ../../nbs/requests/03_own_model.ipynb #c5734edd
 class Served(nn.Module):
-    "A network that takes pictures in [0, 1]"
+    "A network that takes images in [0, 1]"
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
@@ -139,7 +138,7 @@ class Served(nn.Module):
 
 
 def export_model(model: Model, file: str | Path) -> None:
-    "Write a model with `torch.export`, for any number of pictures (n, 3, size, size) in [0, 1]"
+    "Write a model with `torch.export`, for any number of images (n, 3, size, size) in [0, 1]"
     check_out(file, model.file)
     refuse_taken(file)
     example = torch.rand(2, 3, model.size, model.size)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SIDES', 'PAST', 'PHOTOS', 'TOLERANCE', 'PLAIN', 'Model', 'refuse_pickle', 'check_use', 'open_model', 'check_out',
            'refuse_taken', 'check_settings', 'blame_settings', 'name_code', 'with_names', 'prepare_artifact',
-           'check_crop', 'contents', 'read_artifact', 'Asked', 'labels_in', 'read_requests', 'support_set',
-           'keep_pictures', 'compare_models', 'check_pictures', 'Options', 'request_id', 'Answer', 'default_ledger',
-           'write_unlearned', 'answer_request', 'verify_models']
+           'check_crop', 'contents', 'read_artifact', 'ForgetRequest', 'labels_in', 'read_requests', 'support_set',
+           'keep_images', 'compare_models', 'check_images', 'Options', 'request_id', 'RequestResult', 'default_ledger',
+           'write_unlearned', 'process_request', 'verify_models']
 
 # %% ../../nbs/requests/02_request.ipynb #931240db
 import hashlib
@@ -30,17 +30,16 @@ from torch import Tensor, nn
 
 from ..core.errors import BadInput, check_facts
 from ..core.files import canonical, file_digest, read_header, write_tensors
-from ..data.loaders import FaceSet, cached_pictures, face_set
+from ..data.loaders import FaceSet, cached_images, face_set
 from ..data.metrics import score_name, task_score
 from ..data.readers import in_words_of, read_faces
-from ..data.task import Faces, Task, picture_losses
+from ..data.task import Faces, Task, image_losses
 from ..evaluation.attacks import auc_interval, threshold_attack
 from ..evaluation.reference_free import forget_gap, rf_jsd
 from ..evaluation.scores import predict, score_interval
-from ..evaluation.simulation import Judge, Played, play_requests
-from one_shui.methods.contract import (
-    OF_ONE_RUN, Artifact, Unlearner, apply_method, find_method, prepare_method, settings_of,
-)
+from ..evaluation.simulation import ProxyToW, SimulatedRequest, simulate_requests
+from ..methods.contract import OF_ONE_RUN, Artifact, Unlearner, apply_method, find_method
+from ..methods.contract import prepare_method, settings_of
 from ..models.networks import load_model, weights_digest
 from .ledger import Ledger, now, open_ledger, plain, save_receipt, sign
 from .photos import Detector, read_photo
@@ -49,9 +48,9 @@ from .photos import Detector, read_photo
 @dataclass(frozen=True)
 class Model:
     "A network with what is needed to use it"
-    network: nn.Module   # Maps normalised pictures to logits, in eval mode
+    network: nn.Module   # Maps normalised images to logits, in eval mode
     task: Task
-    size: int            # Side of its pictures in pixels
+    size: int            # Side of its images in pixels
     header: dict         # Of its file; written again with the unlearned weights
     file: Path
 
@@ -78,18 +77,18 @@ def refuse_pickle(file: str | Path) -> None:
                        "safetensors.torch.save_file(model.state_dict(), 'model.safetensors'), of a fastai Learner learn.model.state_dict()")
 
 
-SIDES = 8, 2048  # Least and largest side of a network's pictures in pixels
+SIDES = 8, 2048  # Least and largest side of a network's images in pixels
 PAST = dict(origin=str | None, forgot=list[str] | None, ledger=str | None)  # What a file's header says of earlier requests
 _HEADER = dict(kind=Literal["multi-label", "multi-class"], classes=list[str], spec=dict(size=int, n_outputs=int), **PAST)
 
 
 def check_use(classes: list[str], size: int, where: str | Path) -> None:
-    "Raise `BadInput` for classes without names of their own, and for pictures that are too small or too large"
+    "Raise `BadInput` for classes without names of their own, and for images that are too small or too large"
     if not classes: raise BadInput(f"{where}: classes has to list what the outputs mean")
     if twice := [name for name in classes if classes.count(name) > 1]:
         raise BadInput(f"{where}: the class {twice[0]!r} is listed twice; each output needs a name of its own")
     if not SIDES[0] <= size <= SIDES[1]:
-        raise BadInput(f"{where}: size is {size}; the side of its pictures has to be {SIDES[0]} to {SIDES[1]} pixels")
+        raise BadInput(f"{where}: size is {size}; the side of its images has to be {SIDES[0]} to {SIDES[1]} pixels")
 
 
 def open_model(file: str | Path) -> Model:
@@ -161,42 +160,42 @@ def with_names(
 # %% ../../nbs/requests/02_request.ipynb #c8dc6962
 def prepare_artifact(
     model: Model,
-    train: FaceSet,       # Everybody's train pictures
-    val: FaceSet,         # Pictures of other people
+    train: FaceSet,       # Everybody's train images
+    val: FaceSet,         # Images of other people
     method: Unlearner,    # With its settings
     people: int = 1,      # How many ask at once, in the rehearsal
-    crop: float = 1.,     # As the pictures were cut
+    crop: float = 1.,     # As the images were cut
 ) -> Artifact:
     "Prepare a method for a model and rehearse one request; raises `BadInput`"
-    if method.needs == "full": raise BadInput(f"{method.name} needs the training data when somebody asks; use another, e.g. key_edit")
+    if method.data_access == "full": raise BadInput(f"{method.name} needs the training data when somebody asks; use another, e.g. key_edit")
     settings = settings_of(method)
     check_settings(type(method), settings, f"the settings of {method.name}")
     check_crop(crop, "the crop")
-    may = method.rehearse_with(train)
+    may = method.simulation_identities(train)
     who = may if len(may) >= people else None
-    played = play_requests(train, people, 1, method.seed + 1, who)[0]  # if that can't be, it has to show before the long part
+    played = simulate_requests(train, people, 1, method.seed + 1, who)[0]  # if that can't be, it has to show before the long part
     artifact = prepare_method(method, model.network, train, val).artifact
     network, _ = apply_method(method, model.network, artifact, played.support)
-    judge = Judge(model.network, val)
+    judge = ProxyToW(model.network, val)
     strangers = judge.strangers(people)
     rehearsed = dict(people=people, strangers=None if np.isnan(strangers) else strangers,
                      before=_figures(judge, model.network, played), after=_figures(judge, network, played))
     facts = dict(method=method.name, settings=settings, weights=model.weights, crop=crop, size=model.size, made=now(),
-                 task=asdict(model.task), rehearsed=rehearsed, train_people=len(set(train.identities)), train_pictures=len(train),
+                 task=asdict(model.task), rehearsed=rehearsed, train_people=len(set(train.identities)), train_images=len(train),
                  versions={name: version(name) for name in ("torch", "timm")})
     if "people" in artifact.facts: facts["people"] = [name_code(person, model.weights) for person in artifact.facts["people"]]
     whole = Artifact(artifact.tensors, plain({**artifact.facts, **facts}))
     return Artifact(whole.tensors, dict(whole.facts, seal=_seal(whole)))
 
 
-def _figures(judge: Judge, network: nn.Module, played: Played) -> dict[str, float | None]:
-    "What the judge measures; None where no attribute occurs on the pictures"
+def _figures(judge: ProxyToW, network: nn.Module, played: SimulatedRequest) -> dict[str, float | None]:
+    "What the judge measures; None where no attribute occurs on the images"
     return {name: None if np.isnan(value) else value for name, value in judge(network, played).items()}
 
 
 def check_crop(crop: float, where: str) -> None:
-    "Raise `BadInput` for a share that no picture can be cut to"
-    if not 0 < crop <= 1: raise BadInput(f"{where} is {crop}; it is the share of a picture that is kept, above 0 and up to 1")
+    "Raise `BadInput` for a share that no image can be cut to"
+    if not 0 < crop <= 1: raise BadInput(f"{where} is {crop}; it is the share of an image that is kept, above 0 and up to 1")
 
 
 def _seal(artifact: Artifact) -> str:
@@ -209,7 +208,7 @@ def contents(artifact: Artifact) -> list[str]:
     "What an artifact holds, in words"
     size = sum(t.numel() * t.element_size() for t in artifact.tensors.values()) / 1e6
     names = len(artifact.facts.get("people") or [])
-    said = [f"{len(artifact.tensors)} tensors, {size:.2f} MB, for the {artifact.facts['method']} method; no picture"]
+    said = [f"{len(artifact.tensors)} tensors, {size:.2f} MB, for the {artifact.facts['method']} method; no image"]
     said.append(f"numbers about each of {names} train people, under codes that tell no name: guard it as such" if names
                 else "nothing about single people")
     rehearsed = artifact.facts["rehearsed"]
@@ -219,7 +218,7 @@ def contents(artifact: Artifact) -> list[str]:
                     "either it remembers nobody, or val's people were trained on as well (see data split --unseen), "
                     "and then no figure here means anything")
     if None in (strangers, *before.values(), *after.values()):
-        return [*said, "a request was rehearsed, but no attribute occurs on some of its pictures, so nothing could be measured"]
+        return [*said, "a request was rehearsed, but no attribute occurs on some of its images, so nothing could be measured"]
     forgot, rest = (f"from {before[part]:.1f} to {after[part]:.1f} %" for part in ("forget", "rest"))
     if after["simulated ToW"] < before["simulated ToW"]:
         said.append("beware: in the rehearsal doing nothing would have been better; use another method or settings")
@@ -243,7 +242,7 @@ def read_artifact(file: str | Path) -> Artifact:
 
 # %% ../../nbs/requests/02_request.ipynb #6661153c
 @dataclass(frozen=True)
-class Asked:
+class ForgetRequest:
     "What one person sent"
     identity: str
     photos: tuple[Path, ...]
@@ -276,7 +275,7 @@ def labels_in(text: str) -> tuple[str, ...]:
 
 def read_requests(
     source: str | Path,  # A CSV, or a folder with a folder of photos for each person
-) -> list[Asked]:
+) -> list[ForgetRequest]:
     "Who asks; raises `BadInput`"
     source = Path(source)
     if source.is_dir():
@@ -284,7 +283,7 @@ def read_requests(
         if loose := [file.name for file in folders if not file.is_dir()]:
             raise BadInput(f"{source}: {loose[0]} lies in nobody's folder; make one for each person who asks, named as in the dataset")
         if not folders: raise BadInput(f"{source} holds no folder with photos; make one for each person who asks, named as in the dataset")
-        return [Asked(folder.name, tuple(_inside(photo, source) for photo in _seen(folder))) for folder in folders]
+        return [ForgetRequest(folder.name, tuple(_inside(photo, source) for photo in _seen(folder))) for folder in folders]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas only warns of a value too many
@@ -302,7 +301,7 @@ def read_requests(
         labels = {text for text in rows["labels"] if text} if "labels" in rows else set()
         if len(labels) > 1: raise BadInput(f"{source}: {identity} has two different labels; photos of one request share theirs")
         split = labels_in(labels.pop()) if labels else None
-        asked.append(Asked(str(identity), tuple(_inside(source.parent / photo, source.parent) for photo in rows["photo"]), split))
+        asked.append(ForgetRequest(str(identity), tuple(_inside(source.parent / photo, source.parent) for photo in rows["photo"]), split))
     return asked
 
 # %% ../../nbs/requests/02_request.ipynb #324e2297
@@ -311,8 +310,8 @@ PHOTOS = 1000  # In one request
 
 def support_set(
     model: Model,
-    asked: list[Asked],
-    crop: float = 1.,                  # As the pictures were cut in training
+    asked: list[ForgetRequest],
+    crop: float = 1.,                  # As the images were cut in training
     detector: Detector | None = None,  # See `read_photo`
 ) -> tuple[FaceSet, list[str]]:        # One row a photo, and what was done to photos and labels
     "The photos of a request as a network sees them; raises `BadInput`"
@@ -352,13 +351,13 @@ def _as_target(task: Task, labels: tuple[str, ...]) -> np.ndarray:
     return np.array(task.classes.index(labels[0]))
 
 # %% ../../nbs/requests/02_request.ipynb #d6f7d113
-def keep_pictures(
+def keep_images(
     faces: Faces,         # Read from files
     rows: np.ndarray,     # Which, e.g. a split's val
     folder: str | Path,   # Where to; must not exist
 ) -> None:
-    "Copies of labelled pictures, with a labels.csv that `check_pictures` reads"
-    if faces.root is None: raise BadInput(f"{faces.name} has no picture files that could be kept")
+    "Copies of labelled images, with a labels.csv that `check_images` reads"
+    if faces.root is None: raise BadInput(f"{faces.name} has no image files that could be kept")
     refuse_taken(folder)
     (folder := Path(folder)).mkdir(parents=True)
     chosen, labels = faces.table.iloc[rows].reset_index(drop=True), list(faces.task.classes) if faces.task.is_multi_label else ["label"]
@@ -372,50 +371,50 @@ def compare_models(
     task: Task,
     before: nn.Module,
     after: nn.Module,
-    strangers: FaceSet | None = None,  # Labelled pictures of people who didn't ask and weren't in train
-    asking: FaceSet | None = None,     # More labelled pictures of those who ask
-    portraits: FaceSet | None = None,  # What they sent
+    strangers: FaceSet | None = None,  # Labelled images of people who didn't ask and weren't in train
+    asking: FaceSet | None = None,     # More labelled images of those who ask
+    support_images: FaceSet | None = None,  # What they sent
 ) -> dict[str, float]:                 # Percent, nats and points, by what was measured
-    "Both models on whatever pictures there are"
-    def ask(network: nn.Module, pictures: FaceSet) -> Tensor:
-        logits = predict(network, pictures)
+    "Both models on whatever images there are"
+    def ask(network: nn.Module, images: FaceSet) -> Tensor:
+        logits = predict(network, images)
         if not logits.isfinite().all(): raise BadInput("the new model's answers aren't numbers; nothing was changed. Use a smaller step")
         return logits
 
     found: dict[str, float] = {}
-    for name, pictures in (("others", strangers), ("forgotten people", asking)):
-        if pictures is None or not len(pictures): continue
+    for name, images in (("others", strangers), ("forgotten people", asking)):
+        if images is None or not len(images): continue
         for when, network in (("before", before), ("after", after)):
-            found[f"{name} {score_name(task)} {when}"] = 100 * task_score(task, ask(network, pictures), pictures.targets)
-    if portraits is not None:
+            found[f"{name} {score_name(task)} {when}"] = 100 * task_score(task, ask(network, images), images.targets)
+    if support_images is not None:
         for when, network in (("before", before), ("after", after)):
-            found[f"portrait loss {when}"] = picture_losses(task, ask(network, portraits), portraits.targets).mean().item()
+            found[f"support image loss {when}"] = image_losses(task, ask(network, support_images), support_images.targets).mean().item()
     if strangers is not None and asking is not None and len(strangers) and len(asking):
         for when, network in (("before", before), ("after", after)):
             ours, theirs = ask(network, asking), ask(network, strangers)
             found[f"gap to others {when}"] = forget_gap(
                 task, ours, asking.targets, theirs, strangers.targets, strangers.identities, len(np.unique(asking.identities)))
-            losses = (picture_losses(task, logits, s.targets) for logits, s in ((ours, asking), (theirs, strangers)))
+            losses = (image_losses(task, logits, s.targets) for logits, s in ((ours, asking), (theirs, strangers)))
             found[f"threshold attack AUC {when}"] = 100 * threshold_attack(*losses).auc
         found["RF-JSD after"] = rf_jsd(task, ask(after, asking), asking.targets, ask(before, strangers), strangers.targets)
     return {name: round(float(value), 4) for name, value in found.items() if np.isfinite(value)}
 
 
-def check_pictures(
-    source: str | Path,   # A folder with labels.csv, or a CSV: your own labelled pictures
+def check_images(
+    source: str | Path,   # A folder with labels.csv, or a CSV: your own labelled images
     model: Model,
     asking: set[str],     # Who asks
     crop: float = 1.,
 ) -> tuple[FaceSet, FaceSet]:  # Of others, of those who ask
-    "Labelled pictures to measure with; raises `BadInput` when their labels aren't the model's"
+    "Labelled images to measure with; raises `BadInput` when their labels aren't the model's"
     check_crop(crop, "the crop")
     faces = in_words_of(model.task, read_faces("own", str(source)))
-    decoded = cached_pictures(faces, model.size, crop=crop, progress=False)
+    decoded = cached_images(faces, model.size, crop=crop, progress=False)
     theirs = np.isin(faces.identities, list(asking))
     others, asked = (face_set(faces, decoded, np.flatnonzero(rows)) for rows in (~theirs, theirs))
-    if not len(others): raise BadInput(f"{source} holds only pictures of those who ask; add some of others, to see that they aren't harmed")
+    if not len(others): raise BadInput(f"{source} holds only images of those who ask; add some of others, to see that they aren't harmed")
     if model.task.is_multi_label and not others.targets.any():
-        raise BadInput(f"{source} shows none of the model's classes on pictures of others, so they have no score; add some that do")
+        raise BadInput(f"{source} shows none of the model's classes on images of others, so they have no score; add some that do")
     return others, asked
 
 # %% ../../nbs/requests/02_request.ipynb #cb943a45
@@ -438,7 +437,7 @@ class Options:
 PLAIN = Options()
 
 # %% ../../nbs/requests/02_request.ipynb #98d37ed3
-def request_id(model: Model, asked: list[Asked], artifact_digest: str, method: Unlearner, cut: bool = False) -> str:
+def request_id(model: Model, asked: list[ForgetRequest], artifact_digest: str, method: Unlearner, cut: bool = False) -> str:
     "32 hex digits that are the same for the same request; without the photos nobody can guess who it is about"
     labels = {one.identity: None if one.labels is None else sorted(set(one.labels)) for one in asked}
     photos = {one.identity: sorted(file_digest(file) for file in one.photos) for one in asked}
@@ -455,8 +454,8 @@ def _method_of(artifact: Artifact | None, name: str | None, settings: dict, seed
             raise BadInput("an artifact brings its method, settings and seed; leave out --method, --set and --seed, or prepare another")
         name, settings = artifact.facts["method"], artifact.facts["settings"]
     kind = find_method(name or "")
-    if kind.needs == "full" or artifact is None and kind.needs != "support":
-        needed = "an artifact" if kind.needs == "statistics" else "training data"
+    if kind.data_access == "full" or artifact is None and kind.data_access != "support":
+        needed = "an artifact" if kind.data_access == "statistics" else "training data"
         raise BadInput(f"{name} can't answer a request from photos alone: it needs {needed}")
     given = check_settings(kind, settings, "--set" if artifact is None else "the artifact's settings")
     return kind(**given) if artifact is not None else kind(**{"seed": seed or 0, **given})
@@ -466,12 +465,12 @@ def _method_of(artifact: Artifact | None, name: str | None, settings: dict, seed
 class _Case:
     "A request, and all that is known of it before the ledger is opened"
     model: Model
-    asked: list[Asked]
+    asked: list[ForgetRequest]
     method: Unlearner
     artifact: Artifact | None
     digest: str                # Of the artifact's file; empty without one
     support: FaceSet           # What they sent, as the network sees it
-    checked: tuple[FaceSet, FaceSet] | None  # Labelled pictures of others, and of those who ask
+    checked: tuple[FaceSet, FaceSet] | None  # Labelled images of others, and of those who ask
     said: list[str]            # What there is to tell so far
     request: str               # Its id
 
@@ -485,7 +484,7 @@ class _Case:
 
 def _open_case(
     model: Model,
-    asked: list[Asked],
+    asked: list[ForgetRequest],
     artifact_file: str | Path | None,
     method: str | None,
     settings: dict,
@@ -502,7 +501,7 @@ def _open_case(
     digest = "" if artifact_file is None else file_digest(artifact_file)
     crop = 1. if artifact is None else artifact.facts["crop"]
     support, said = support_set(model, asked, crop, detector)
-    checked = None if check is None else check_pictures(check, model, {one.identity for one in asked}, crop)
+    checked = None if check is None else check_images(check, model, {one.identity for one in asked}, crop)
     request = request_id(model, asked, digest, unlearner, detector is not None)
     return _Case(model, asked, unlearner, artifact, digest, support, checked, said, request)
 
@@ -537,7 +536,7 @@ def _descendant(ledger: Ledger, weights: str, request: str) -> dict | None:
 
 # %% ../../nbs/requests/02_request.ipynb #8f76fa96
 @dataclass(frozen=True)
-class Answer:
+class RequestResult:
     "What came of a request"
     receipt: dict
     again: bool = False   # It had been done before; nothing was changed
@@ -550,12 +549,12 @@ def _done_before(line: dict) -> dict:
     return dict(request=line["request"], time=line["time"], model=models, proves=[said])
 
 
-def _answered(case: _Case, ledger: Ledger) -> Answer | None:
+def _answered(case: _Case, ledger: Ledger) -> RequestResult | None:
     "What came of the same request, if it was answered before"
     line = ledger.done(case.request, case.model.weights)
-    if line is not None and _still_there(ledger, line): return Answer(_done_before(line), again=True)
+    if line is not None and _still_there(ledger, line): return RequestResult(_done_before(line), again=True)
     if case.request not in case.model.forgot: return None
-    return Answer(dict(request=case.request, proves=["This model has forgotten them already."]), again=True)
+    return RequestResult(dict(request=case.request, proves=["This model has forgotten them already."]), again=True)
 
 # %% ../../nbs/requests/02_request.ipynb #aaf10ea6
 def _refuse_what_would_undo(case: _Case, ledger: Ledger, force: bool) -> None:
@@ -585,16 +584,16 @@ def _lost(task: Task, measured: dict) -> float | None:
 
 
 def _receipt(case: _Case, network: nn.Module, measured: dict) -> dict:
-    "The facts of a request, without a name or a picture"
+    "The facts of a request, without a name or an image"
     model, asked, method, checked, said = case.model, case.asked, case.method, case.checked, case.said
     facts = case.artifact.facts if case.artifact is not None else {}
     missing = ["whether the photos show the people who are named: nobody looked",
                "how near the model is to one that was trained again without them: the training data are gone"]
-    if checked is None: missing.append("whether other people are still served as well: no labelled pictures were given (--check)")
+    if checked is None: missing.append("whether other people are still served as well: no labelled images were given (--check)")
     if checked is None or not len(checked[1]):
-        missing.append("whether other pictures of the people who asked are forgotten: none were given (--check)")
+        missing.append("whether other images of the people who asked are forgotten: none were given (--check)")
     elif f"forgotten people {score_name(model.task)} after" not in measured:
-        missing.append("the score on other pictures of the people who asked: none of the classes occurs on them")
+        missing.append("the score on other images of the people who asked: none of the classes occurs on them")
     if (at_once := (facts.get("rehearsed") or {}).get("people", len(asked))) != len(asked):
         said = [*said, f"the artifact was prepared for {at_once} at once, {len(asked)} ask: its strength was chosen for another number"]
     if case.artifact is not None and model.forgot:
@@ -602,7 +601,7 @@ def _receipt(case: _Case, network: nn.Module, measured: dict) -> dict:
                        "what it says of the model is so much older"]
     return plain(dict(
         format=1, request=case.request, time=now(), people=len(asked), photos=len(case.support),
-        method=dict(name=method.name, access=method.needs, source=method.source, settings=settings_of(method)),
+        method=dict(name=method.name, access=method.data_access, source=method.source, settings=settings_of(method)),
         model=dict(before=dict(weights=model.weights, sha256=file_digest(model.file)),
                    after=dict(weights=weights_digest(network.state_dict()))),
         artifact=None if case.artifact is None else dict(sha256=case.digest, made=facts.get("made")),
@@ -612,7 +611,7 @@ def _receipt(case: _Case, network: nn.Module, measured: dict) -> dict:
                 "What is listed as measured was measured on both models, on this machine, at this time."],
         does_not_prove=["That nothing can be learnt about them any more: methods that don't train again leave traces "
                         "that stronger attacks may find.",
-                        "Anything about copies of the old model, backups, or the training pictures themselves."],
+                        "Anything about copies of the old model, backups, or the training images themselves."],
         versions={name: version(name) for name in ("torch", "timm")}))
 
 # %% ../../nbs/requests/02_request.ipynb #d70a3181
@@ -622,7 +621,7 @@ def _forget(case: _Case, given: dict, options: Options) -> tuple[nn.Module, dict
     with blame_settings(method.name, given), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)
         ready = Artifact() if case.artifact is None else with_names(case.artifact, case.support.identities)
-        case.said.extend(method.doubts(model.network, ready, case.support))
+        case.said.extend(method.check_support(model.network, ready, case.support))
         network, cost = apply_method(method, model.network, ready, case.support, origin=model.origin)
     if weights_digest(network.state_dict()) == model.weights:
         raise BadInput(f"{method.name} leaves every weight as it is: nothing would be forgotten. Use another method or settings")
@@ -659,19 +658,19 @@ def write_unlearned(model: Model, network: nn.Module, out: Path, request: str, l
     write_tensors(out, state, dict(header, weights=weights_digest(state), method="unlearned", request=request, **since))
 
 # %% ../../nbs/requests/02_request.ipynb #7abad0a1
-def answer_request(
+def process_request(
     model: Model,                     # The model in production
-    asked: list[Asked],               # Who asks
+    asked: list[ForgetRequest],               # Who asks
     out: str | Path,                  # Where the unlearned model goes; must not exist. The receipt goes beside it
     artifact_file: str | Path | None = None,  # From `one-shui prepare`; None: a method that needs none
     method: str | None = None,        # Its name, without an artifact
     settings: dict | None = None,     # Its settings, without an artifact
     options: Options = PLAIN,         # How
     key: bytes | None = None,         # Signs the receipt
-    check: str | Path | None = None,  # Labelled pictures to measure with, see `check_pictures`
+    check: str | Path | None = None,  # Labelled images to measure with, see `check_images`
     detector: Detector | None = None,  # See `read_photo`
     ledger_file: str | Path | None = None,  # None: beside the model
-) -> Answer:
+) -> RequestResult:
     "Forget the people who ask; raises `BadInput` before anything is written"
     out, given, ledger_file = Path(out), settings or {}, Path(ledger_file or default_ledger(model)).resolve()
     files = out, out.with_suffix(".receipt.json"), out.with_suffix(".receipt.html")
@@ -691,7 +690,7 @@ def answer_request(
             if not options.dry_run: ledger.append(event="refused", **about, lost=lost)
             raise BadInput(f"others' score would fall by {lost:.1f} points, more than {options.tolerance:g}; nothing was changed. "
                            f"Use another method, or accept it with --force. Measured: {receipt['measured']}")
-        if options.dry_run: return Answer(receipt)
+        if options.dry_run: return RequestResult(receipt)
         if not ours: refuse_taken(*files)  # that took a while; another model's request may have written there
         about |= dict(before=model.weights, out=_place(ledger, out))
         if not begun: ledger.append(event="started", **about)
@@ -701,13 +700,13 @@ def answer_request(
         save_receipt(sign(receipt, key), files[1])
         ledger.append(event="done", **about, after=after["weights"], sha256=after["sha256"],
                       receipt=_place(ledger, files[1]), receipt_sha256=file_digest(files[1]))
-        return Answer(sign(receipt, key))
+        return RequestResult(sign(receipt, key))
 
 # %% ../../nbs/requests/02_request.ipynb #1c18e270
 def verify_models(
     before: Model,
     after: Model,
-    check: str | Path,       # Labelled pictures, of those who asked and of others
+    check: str | Path,       # Labelled images, of those who asked and of others
     asking: set[str] | None = None,  # Who asked; None: only others are looked at
     crop: float = 1.,
 ) -> pd.DataFrame:           # One row a figure: before, after, and intervals over people where there are any
@@ -715,20 +714,20 @@ def verify_models(
     if before.task != after.task or before.size != after.size:
         raise BadInput(f"{before.file} and {after.file} aren't the same kind of model")
     if before.weights == after.weights: raise BadInput(f"{after.file} has the weights of {before.file}: nothing was forgotten")
-    others, theirs = check_pictures(check, before, asking or set(), crop)
-    if asking and not len(theirs): raise BadInput(f"{check} has no picture of {', '.join(sorted(asking))}")
+    others, theirs = check_images(check, before, asking or set(), crop)
+    if asking and not len(theirs): raise BadInput(f"{check} has no image of {', '.join(sorted(asking))}")
     rows: list[tuple] = []
     logits = {}
     for when, model in (("before", before), ("after", after)):
-        for name, pictures in (("others", others), ("forgotten people", theirs)):
-            if not len(pictures): continue
-            answers = logits[when, name] = predict(model.network, pictures)
-            low, high = score_interval(model.task, answers, pictures.targets, pictures.identities)
-            value = task_score(model.task, answers, pictures.targets)
+        for name, images in (("others", others), ("forgotten people", theirs)):
+            if not len(images): continue
+            answers = logits[when, name] = predict(model.network, images)
+            low, high = score_interval(model.task, answers, images.targets, images.identities)
+            value = task_score(model.task, answers, images.targets)
             rows.append((f"{name}: {score_name(model.task)} (%)", when, 100 * value, 100 * low, 100 * high))
         if not len(theirs): continue
         sets = ("forgotten people", theirs), ("others", others)
-        losses = [picture_losses(model.task, logits[when, name], pictures.targets) for name, pictures in sets]
+        losses = [image_losses(model.task, logits[when, name], images.targets) for name, images in sets]
         interval = auc_interval(-losses[0], theirs.identities, -losses[1], others.identities)
         rows.append(("threshold attack AUC (%)", when, 100 * threshold_attack(*losses).auc, *(100 * v for v in interval)))
     table = pd.DataFrame(rows, columns=["figure", "when", "value", "low", "high"])

@@ -24,7 +24,7 @@ from joblib.externals.loky import get_reusable_executor
 from tqdm.auto import tqdm
 
 from ..core.errors import BadInput, check_choice
-from .grid import Job, code_of, do
+from .grid import Job, code_of, execute
 
 # %% ../../nbs/scale/02_engines.ipynb #31c0d83b
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def attempt(
     if any(said for _, said in needed): return address, "needs a step that failed"
     try:
         if job.step.code != code_of(job.step.kind, job.method): raise BadInput("one_shui differs here; install the same everywhere")
-        do(root, job, threads, command)
+        execute(root, job, threads, command)
     except OSError: raise
     except Exception as error:
         if isinstance(cause := error.__cause__, OSError) and cause.errno in PLACES: raise OSError(cause.errno, str(error)) from error
@@ -77,7 +77,7 @@ def _in_process(root: Path, jobs: list[Job], engine: Engine, command: str) -> It
     "One after the other"
     became: dict[str, tuple[str, str]] = {}
     for job in jobs:
-        became[job.step.address] = attempt(root, job, engine.threads, command, *(became[need.step.address] for need in job.needs))
+        became[job.step.address] = attempt(root, job, engine.threads, command, *(became[need.step.address] for need in job.depends_on))
         yield became[job.step.address]
 
 # %% ../../nbs/scale/02_engines.ipynb #8774c34d
@@ -99,13 +99,13 @@ def _joblib(root: Path, jobs: list[Job], engine: Engine, command: str) -> Iterat
     "Processes on this machine"
     warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)  # one that has grown large makes way for a new one
     became: dict[str, tuple[str, str]] = {}
-    def call(job: Job) -> tuple: return root, job, engine.threads, command, *(became[need.step.address] for need in job.needs)
+    def call(job: Job) -> tuple: return root, job, engine.threads, command, *(became[need.step.address] for need in job.depends_on)
     waiting = list(jobs)
     while waiting:
         pool, running = _pool(engine.processes, engine.threads), dict[Future, Job]()
         try:
             while waiting or running:
-                ready = (job for job in list(waiting) if all(need.step.address in became for need in job.needs))
+                ready = (job for job in list(waiting) if all(need.step.address in became for need in job.depends_on))
                 for job in islice(ready, engine.processes - len(running)):
                     running[pool.submit(attempt, *call(job))] = job
                     waiting.remove(job)  # only now: a pool that has just lost a worker refuses
@@ -131,7 +131,7 @@ def _ray(root: Path, jobs: list[Job], engine: Engine, command: str) -> Iterator[
         task = ray.remote(num_cpus=engine.threads, num_gpus=engine.gpus, max_retries=TRIES)(attempt)  # again when its machine is lost
         became: dict = {}
         for job in jobs:
-            needed = (became[need.step.address] for need in job.needs)
+            needed = (became[need.step.address] for need in job.depends_on)
             became[job.step.address] = task.remote(root, job, engine.threads, command, *needed)
         of, waiting = {reference: address for address, reference in became.items()}, list(became.values())
         while waiting:
@@ -151,7 +151,7 @@ FAILED = ["kind", "method", "n_forget", "seed", "address", "said"]  # Columns of
 
 def run_jobs(
     root: str | Path,      # Of the store
-    jobs: list[Job],       # As from `plan`
+    jobs: list[Job],       # As from `build_jobs`
     engine: Engine | None = None,  # None: `Engine()`
     command: str = "",     # That asked for them
     progress: bool = False,  # Show a bar

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from ..core.errors import BadInput
 from ..core.files import write_file, write_text
-from ..data.loaders import DecodedPictures, cache_file
+from ..data.loaders import DecodedImages, cache_file
 from ..experiments.audit import Audit, audit_table
 from ..experiments.results import chart_html, save_page
 from ..experiments.run import Config
@@ -29,7 +29,7 @@ from ..methods.contract import find_method
 from ..models.networks import ModelSpec, create_model
 from ..models.precision import fast
 from .engines import FAILED, Engine, run_jobs
-from .grid import Cell, Grid, Job, collect, dataset_of, plan, sets_of
+from .grid import Cell, Grid, Job, build_jobs, collect, dataset_of, sets_of
 from .store import Store
 
 # %% ../../nbs/scale/03_run_grid.ipynb #2213ca73
@@ -38,17 +38,17 @@ EPOCHS = {"scrub": 12., "salun": 11.5, "bad_teacher": 8.9, "neggrad_plus": 8.9, 
 PREPARE = {"metaunlearn": 19.7, "pgu": 7., "ssd": 2.6, "key_edit": 2.1, "ascent_to_val": .4}  # Others: .1
 ANSWERS = 1.5  # Asking a network everything
 ATTACKED = 3.4  # Views, features and relearning of one network; references go through the method as well
-UNPUSHED = {name for name in EPOCHS if find_method(name).needs == "full"}  # but not through these
+UNPUSHED = {name for name in EPOCHS if find_method(name).data_access == "full"}  # but not through these
 
 
 def _step_seconds(config: Config, n_outputs: int, n: int = 32) -> tuple[float, int]:
-    "Seconds of training for one picture, and parameters of the network"
+    "Seconds of training for one image, and parameters of the network"
     network = fast(create_model(ModelSpec(config.arch, n_outputs, config.size, 0, config.arch_options)), config.to_recipe().bf16 and None)
     network.train().to(default_device())
-    pictures = torch.rand(n, 3, config.size, config.size, device=default_device())
+    images = torch.rand(n, 3, config.size, config.size, device=default_device())
     for _ in range(2):  # the first warms up
         start = time.perf_counter()
-        network(pictures).float().square().mean().backward()
+        network(images).float().square().mean().backward()
         taken = time.perf_counter() - start
     return taken / n, sum(p.numel() for p in network.parameters())
 
@@ -58,10 +58,10 @@ def _decoding(jobs: list[Job]) -> list[tuple]:
     rows, known = [], set()
     for config in (job.config for job in jobs if job.step.kind == "pretrain"):
         faces, key = dataset_of(config), (config.dataset, config.size, config.crop)
-        if key in known or faces.pictures is not None or not config.cached: continue
+        if key in known or faces.images is not None or not config.cached: continue
         known.add(key)
         found, few, start = cache_file(faces, config.size, config.crop).exists(), min(8, len(faces)), time.perf_counter()
-        DecodedPictures(faces, config.size, config.crop)[np.arange(few)]
+        DecodedImages(faces, config.size, config.crop)[np.arange(few)]
         hours = (time.perf_counter() - start) / few * len(faces) / 3600
         rows.append(("decode", "", found, hours * (not found), len(faces) * config.size**2 * 3 / 1e9 * (not found)))
     return rows
@@ -69,7 +69,7 @@ def _decoding(jobs: list[Job]) -> list[tuple]:
 
 def estimate(
     store: Store,
-    jobs: list[Job],   # As from `plan`
+    jobs: list[Job],   # As from `build_jobs`
     threads: int = 1,  # Of torch
 ) -> pd.DataFrame:     # By kind and method: steps, found (in the store already), hours, gb; of those to do, on one worker
     "How much work and disk a plan still needs"
@@ -81,7 +81,7 @@ def estimate(
         config, (task, splits) = job.config, sets_of(job.config)
         key = config.arch, config.size, json.dumps(config.arch_options, sort_keys=True), task.n_outputs
         if key not in timed: timed[key] = _step_seconds(config, key[-1])
-        per_picture, n_parameters = timed[key]
+        per_image, n_parameters = timed[key]
         training = config.to_recipe().epochs
         epochs = {"pretrain": training, "reference": training, "prepare": PREPARE.get(job.method, .1), "score": 0.,
                   "attack": ATTACKED + 2 * (PREPARE.get(job.method, .1) + EPOCHS.get(job.method, .1) * (job.method not in UNPUSHED)),
@@ -90,7 +90,7 @@ def estimate(
         networks = dict(score=0, attack=0, reference=2).get(job.step.kind, 1)
         size = 1e5 + 4 * n_parameters * networks + answers * (job.step.kind == "unlearn")
         found = store.facts(job.step) is not None
-        hours = epochs * len(splits.train) * per_picture / 3600
+        hours = epochs * len(splits.train) * per_image / 3600
         rows.append((job.step.kind, job.method, found, hours * (not found), size / 1e9 * (not found)))
     torch.set_num_threads(before)
     table = pd.DataFrame(rows, columns=["kind", "method", "found", "hours", "gb"])
@@ -134,13 +134,13 @@ def run_grid(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # Rows of all cells that are done; steps that failed
     "Compute what is missing, and collect"
     folder = grid_folder(out, grid)
-    store, jobs = Store(folder / "steps", command), plan(cells, grid.audit)
+    store, jobs = Store(folder / "steps", command), build_jobs(cells, grid.audit)
     try: failed = run_jobs(store.root, jobs, engine, command, progress)
     finally:
         with FileLock(folder / "results.lock"):  # of two commands, the last to collect has seen what both found
             rows = collect(store, grid.name, grid.cells, _attacks(folder), grid.over)
             write_file(folder / "results.parquet", rows.to_parquet)
-    others = {job.step.address for job in plan(grid.cells, _attacks(folder))} - {job.step.address for job in jobs}
+    others = {job.step.address for job in build_jobs(grid.cells, _attacks(folder))} - {job.step.address for job in jobs}
     before = failures(folder)
     write_text(folder / "failed.csv", pd.concat([before[before["address"].isin(others)], failed]).to_csv(index=False))
     return rows, failed

@@ -18,16 +18,15 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
-from fastai.callback.schedule import (
-    ParamScheduler, SchedCos, SchedLin, combine_scheds, combined_cos,
-)
+from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds
+from fastai.callback.schedule import combined_cos
 from fastai.learner import Learner
 from fastai.metrics import AccumMetric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device
 from torch import Tensor, nn
 
-from ..core.costs import Spent
+from ..core.costs import ResourceUsage
 from ..core.errors import BadInput, check_choice
 from ..core.files import read_tensors, write_tensors, write_text
 from ..data.loaders import FaceSet, face_loaders
@@ -55,9 +54,9 @@ RECIPES = {
     # De Min et al. (2025): best epoch by val; lr and weight decay as for CelebA
     "paper-vit": Recipe(30, 1e-3, 1e-4, 32, "sgd", "warmup-cosine", "crop", "best", bf16=False),
     "paper-resnet": Recipe(100, 1e-3, 1e-4, 32, "sgd", "steps", "crop", "best", bf16=False),
-    # A few thousand pictures, from scratch, learnt by heart: the last epoch is kept so that the memory is real
+    # A few thousand images, from scratch, learnt by heart: the last epoch is kept so that the memory is real
     "celeba-subset": Recipe(30, 1e-3, .05),
-    # The same for a transformer, which in 30 epochs doesn't learn shifted pictures by heart
+    # The same for a transformer, which in 30 epochs doesn't learn shifted images by heart
     "celeba-subset-still": Recipe(30, 1e-3, .05, augment="none"),
     # Drawn faces on a laptop's processor
     "toy": Recipe(20, 3e-3, .05),
@@ -122,14 +121,14 @@ class ResumeCallback(Callback):
     "Save what is needed to go on after each epoch"
     order = 80
 
-    def __init__(self, file: Path, facts: dict, spent: Spent): self.file, self.facts, self.spent = file, facts, spent
+    def __init__(self, file: Path, facts: dict, spent: ResourceUsage): self.file, self.facts, self.spent = file, facts, spent
 
     def after_epoch(self):
         tensors = {f"model.{name}": tensor for name, tensor in self.learn.model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in (self.learn.kept.best or {}).items()}
         for number, state in self.opt.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items() if value is not None}
-        write_tensors(self.file, tensors, dict(facts=self.facts, history=self.learn.kept.history, spent=self.spent.told()))
+        write_tensors(self.file, tensors, dict(facts=self.facts, history=self.learn.kept.history, spent=self.spent.state_dict()))
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -169,10 +168,10 @@ def fit(
     progress: bool = False,           # Show fastai's progress bar and table
 ) -> pd.DataFrame:                    # One row an epoch: losses, score on val (in [0, 1]), seconds
     "Train a network; raises `BadInput` when the recipe, the state file or the numbers don't allow it"
-    if len(train) < 2: raise BadInput(f"{len(train)} pictures to train on are too few")
+    if len(train) < 2: raise BadInput(f"{len(train)} images to train on are too few")
     device = default_device()
-    facts = json.loads(json.dumps(dict(recipe=asdict(recipe), seed=seed, pictures=len(train))))
-    tensors, history = _load_state(state, facts, spent := Spent(train.meter, val.meter))
+    facts = json.loads(json.dumps(dict(recipe=asdict(recipe), seed=seed, images=len(train))))
+    tensors, history = _load_state(state, facts, spent := ResourceUsage(train.counter, val.counter))
     net = Bfloat16(model) if recipe.bf16 and bf16_pays(device) else model
     net.to(device).to(memory_format=torch.channels_last)
     kinds = dict(adamw=partial(torch.optim.AdamW, fused=True), sgd=partial(torch.optim.SGD, momentum=.9))
@@ -198,12 +197,12 @@ def fit(
     return pd.DataFrame(kept.history)
 
 # %% ../../nbs/training/00_fit.ipynb #1d0df2b1
-def _load_state(file: str | Path | None, facts: dict, spent: Spent) -> tuple[dict[str, Tensor], list[dict]]:
+def _load_state(file: str | Path | None, facts: dict, spent: ResourceUsage) -> tuple[dict[str, Tensor], list[dict]]:
     "Tensors and log of an interrupted training, or nothing"
     if file is None or not Path(file).exists(): return {}, []
     tensors, header = read_tensors(file)
     if header["facts"] != facts:
         raise BadInput(f"{file} is an interrupted training with other settings: {header['facts']}, not {facts}; "
                        "delete it or use another folder")
-    spent.go_on(header["spent"])
+    spent.load_state_dict(header["spent"])
     return tensors, header["history"]

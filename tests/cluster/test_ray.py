@@ -8,7 +8,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from one_shui.scale.engines import Engine
-from one_shui.scale.grid import TIMES, Grid, plan
+from one_shui.scale.grid import TIMES, Grid, build_jobs
 from one_shui.scale.run_grid import read_rows, run_grid
 
 TINY = dict(size=32, epochs=2, recipe="toy", toy=dict(n_people=30, n_photos=6, size=32), arch_options=dict(width=8))
@@ -48,9 +48,9 @@ def test_a_node_that_is_killed(cluster, whole, tmp_path):
     _, failed = run_grid(GRID, GRID.cells, tmp_path, Engine("ray", address=made.address), "a test")
     killer.join(60)
     assert failed.empty
-    assert killed and killed[0] < len(plan(GRID.cells)), "the grid ended before a node could be killed"
+    assert killed and killed[0] < len(build_jobs(GRID.cells)), "the grid ended before a node could be killed"
     pd.testing.assert_frame_equal(read_rows(tmp_path).drop(columns=TIMES), whole)
-    assert len(list(tmp_path.glob("steps/*/*/step.json"))) == len(plan(GRID.cells))
+    assert len(list(tmp_path.glob("steps/*/*/step.json"))) == len(build_jobs(GRID.cells))
     assert not list(tmp_path.glob("steps/*/*.partial"))
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 with atheris.instrument_imports(include=["one_shui"]):
-    from one_shui.evaluation.predictions import Answers
+    from one_shui.evaluation.predictions import Predictions
     from one_shui.data.readers import read_celeba, read_mufac, read_own
     from one_shui.scale.grid import read_grid
     from one_shui.requests.ledger import Ledger, check_receipt, read_receipt
@@ -26,9 +26,8 @@ with atheris.instrument_imports(include=["one_shui"]):
     from one_shui.methods.key_edit.method import KeyEdit
     from one_shui.requests.own_model import read_description
     from one_shui.requests.photos import read_photo
-    from one_shui.requests.request import (
-        Asked, Options, answer_request, open_model, prepare_artifact, read_requests,
-    )
+    from one_shui.requests.request import ForgetRequest, Options, open_model, prepare_artifact
+    from one_shui.requests.request import process_request, read_requests
     from one_shui.data.splits import load_splits, make_splits, save_splits
     from one_shui.core.errors import BadInput
     from one_shui.data.task import Task
@@ -67,9 +66,9 @@ def small_model(file: Path) -> None:
 def answering():
     "A request that a spoiled artifact answers: as far as the last step before anything is written"
     small_model(file := FOLDER / "model.safetensors")
-    Image.fromarray(FACES.pictures[0]).save(FOLDER / "face.png")
-    model, asked = open_model(file), [Asked("1", (FOLDER / "face.png",))]
-    return single(".safetensors", lambda artifact: answer_request(
+    Image.fromarray(FACES.images[0]).save(FOLDER / "face.png")
+    model, asked = open_model(file), [ForgetRequest("1", (FOLDER / "face.png",))]
+    return single(".safetensors", lambda artifact: process_request(
         model, asked, FOLDER / "out.safetensors", artifact, options=Options(dry_run=True, unknown=True)))
 
 
@@ -87,7 +86,7 @@ READERS = {
     "grid": lambda: single(".yaml", lambda file: read_grid(file).cells),
     "model": lambda: single(".safetensors", open_model),
     "artifact": answering,
-    "answers": lambda: single(".parquet", Answers.load),
+    "answers": lambda: single(".parquet", Predictions.load),
     "splits": lambda: single(".json", lambda file: load_splits(file, FACES)),
     "photo": lambda: single(".jpg", lambda file: read_photo(file, 16)),
 }
@@ -107,7 +106,7 @@ def plant_photos(seed: Path) -> None:
     "One of each decoder"
     import pillow_heif
     pillow_heif.register_heif_opener()
-    face = Image.fromarray(FACES.pictures[0]).resize((16, 16))
+    face = Image.fromarray(FACES.images[0]).resize((16, 16))
     for kind in ("JPEG", "PNG", "TIFF", "HEIF", "WEBP", "GIF", "BMP"): face.save(seed.with_name(f"{seed.name}-{kind}"), kind)
     Image.fromarray(np.asarray(face.convert("L"), np.float32)).save(seed.with_name(f"{seed.name}-numbers"), "TIFF")
 
@@ -124,12 +123,12 @@ def plant(name: str, seed: Path) -> None:
     elif name == "photo": plant_photos(seed)
     elif name == "artifact":
         small_model(model := FOLDER / "model.safetensors")
-        rows = [FaceSet(FACES.pictures, some, FACES.targets, FACES.identities, FACES.task) for some in (np.arange(24), np.arange(24, 36))]
+        rows = [FaceSet(FACES.images, some, FACES.targets, FACES.identities, FACES.task) for some in (np.arange(24), np.arange(24, 36))]
         prepare_artifact(open_model(model), *rows, KeyEdit(n_forget=1)).save(seed)
     elif name == "model": small_model(seed)
     elif name == "answers":
         task = Task("multi-class", ("a", "b"))
-        Answers(task, pd.DataFrame(dict(set=["forget"], picture=[0], identity=["p"], target_0=[0], logit_0=[1.], logit_1=[0.]))).save(seed)
+        Predictions(task, pd.DataFrame(dict(set=["forget"], image=[0], identity=["p"], target_0=[0], logit_0=[1.], logit_1=[0.]))).save(seed)
 
 
 def main() -> None:

@@ -175,7 +175,7 @@ def test_a_tutorial_says_what_it_is_for(name):
 
 
 def test_the_first_page_says_what_this_is():
-    assert "The training pictures are gone." in (SITE / "index.html").read_text(encoding="utf-8")
+    assert "The training images are gone." in (SITE / "index.html").read_text(encoding="utf-8")
 
 
 def test_a_card_for_those_who_link_here():
@@ -189,11 +189,11 @@ def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     methods = "original", "retrain", "gradient_ascent", "key_edit"
     config = Config.tiny(n_forget=5, toy=dict(n_people=50, n_photos=8, size=32), methods=methods, settings={})
-    rows = run(config, folder, say=lambda _: None)
+    rows = run(config, folder, log=lambda _: None)
     grid = Grid("small", dict(size=32, epochs=1, recipe="toy", toy=dict(n_people=30, n_photos=6, size=32), arch_options=dict(width=8)),
                 dict(n_forget=[2, 3], seed=[0, 1, 2]), ("gradient_ascent", "key_edit"))
     of_grid, failed = run_grid(grid, grid.cells, folder / "grid", Engine("in-process"))
-    return dict(run=save_report(rows, config, folder), audit=save_audit_report(folder, rows, audit(folder, say=lambda _: None)),
+    return dict(run=save_report(rows, config, folder), audit=save_audit_report(folder, rows, audit(folder, log=lambda _: None)),
                 bench=save_grid_report(of_grid, folder / "grid", failed))
 
 

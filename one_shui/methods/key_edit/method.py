@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pool', 'Keeps', 'Edits', 'Place', 'last_layer', 'answer', 'wide_place', 'Views', 'views', 'keys_and_gaps',
-           'whole_people', 'Seen', 'look', 'memory_gap', 'Strength', 'spared', 'head_edit', 'carried_back',
+           'whole_people', 'Seen', 'look', 'memorization_gap', 'Strength', 'spared', 'head_edit', 'carried_back',
            'privacy_loss', 'noised', 'KeyEdit']
 
 # %% ../../../nbs/methods/key_edit/00_method.ipynb #b6fb4f28
@@ -29,8 +29,9 @@ from ...data.loaders import FaceLoader, FaceSet
 from ...data.metrics import task_score
 from ...data.task import Task, multi_hot
 from ...evaluation.scores import tug_of_war
-from ...evaluation.simulation import Played, play_requests, some_people, strangers_score
-from ..contract import Artifact, Needs, Unlearner
+from ...evaluation.simulation import SimulatedRequest, matched_nonmember_score, sample_people
+from ...evaluation.simulation import simulate_requests
+from ..contract import Artifact, DataAccess, Unlearner
 from ...models.features import classifier_name
 
 # %% ../../../nbs/methods/key_edit/00_method.ipynb #2bf5889e
@@ -136,7 +137,7 @@ def _tried(model: nn.Module, x: Tensor, norm: str, layer: str) -> Place | None:
 
 def wide_place(
     model: nn.Module,  # In eval mode
-    x: Tensor,         # (n, 3, size, size), at least two different pictures
+    x: Tensor,         # (n, 3, size, size), at least two different images
 ) -> Place:
     "The wide layer whose output the last norm sees, or else the last layer; raises `BadInput` when that isn't linear"
     last = last_layer(model)
@@ -146,7 +147,7 @@ def wide_place(
 
 # %% ../../../nbs/methods/key_edit/00_method.ipynb #36a3d8f6
 class Views(NamedTuple):
-    "What the network makes of some pictures"
+    "What the network makes of some images"
     features: Tensor    # (n, features), what goes into the layer that is edited
     before: Tensor      # (n, width), what goes into the norm after it; where there is none, the logits
     logits: Tensor      # (n, classes)
@@ -155,30 +156,30 @@ class Views(NamedTuple):
 
 def views(
     model: nn.Module,   # Any network that ends in a linear layer
-    pictures: FaceSet,  # What to look at
+    images: FaceSet,  # What to look at
     place: Place | None = None,  # Whose features; None: the last layer's
-    bs: int = 256,      # Pictures a batch
+    bs: int = 256,      # Images a batch
 ) -> Views:             # On the CPU
-    "Features, logits and labels of pictures, in eval mode; the model's mode is put back"
+    "Features, logits and labels of images, in eval mode; the model's mode is put back"
     at, device, training, found = place or last_layer(model), next(model.parameters()).device, model.training, []
     features, before = lambda x: _pooled(x, at.pool, at.skip), lambda x: _pooled(x, at.entry)
     model.eval()
     try:
         with torch.inference_mode():
-            for x, _ in FaceLoader(pictures, bs, device=device):
+            for x, _ in FaceLoader(images, bs, device=device):
                 with _caught(model, features=(at.layer, features), before=(at.norm, before)) as caught: logits = model(x)
                 found.append([part.float().cpu() for part in (caught["features"], caught.get("before", logits), logits)])
     finally: model.train(training)
     keys, entered, logits = (torch.cat(parts).clone() for parts in zip(*found, strict=True))
-    return Views(keys, entered, logits, multi_hot(pictures.task, pictures.targets))
+    return Views(keys, entered, logits, multi_hot(images.task, images.targets))
 
 
 def keys_and_gaps(
     features: Tensor,  # (n, features), one person's
-    excess: Tensor,    # (n, any), of each picture
+    excess: Tensor,    # (n, any), of each image
     rank: int,         # Keys to keep
-) -> tuple[Tensor, Tensor]:  # (rank, features) and (rank, classes), zeros where there are fewer pictures than keys
-    "The leading directions of a person's pictures, and the excess along them, which is linear in it"
+) -> tuple[Tensor, Tensor]:  # (rank, features) and (rank, classes), zeros where there are fewer images than keys
+    "The leading directions of a person's images, and the excess along them, which is linear in it"
     u, s, v = torch.linalg.svd(features, full_matrices=False)
     k, scale = min(rank, len(s)), len(features) ** .5
     keys, gaps = torch.zeros(rank, features.shape[1]), torch.zeros(rank, excess.shape[1])
@@ -187,8 +188,8 @@ def keys_and_gaps(
 
 # %% ../../../nbs/methods/key_edit/00_method.ipynb #533de43b
 def whole_people(
-    identities: np.ndarray,  # (n,) whose pictures they are
-    most: int = 2048,        # Pictures a part, unless one person has more
+    identities: np.ndarray,  # (n,) whose images they are
+    most: int = 2048,        # Images a part, unless one person has more
 ) -> Iterator[np.ndarray]:   # Row numbers, in the order of identities
     "Rows in parts that tear nobody apart"
     order = np.argsort(identities, kind="stable")
@@ -202,29 +203,29 @@ def whole_people(
 
 
 class Seen(NamedTuple):
-    "What is left of a set when every picture was looked at once"
+    "What is left of a set when every image was looked at once"
     covariance: Tensor  # (features, features), uncentred
-    prior: Tensor       # (classes,), share of pictures with the attribute
+    prior: Tensor       # (classes,), share of images with the attribute
     apart: Tensor       # (classes,), mean logit with the attribute minus mean logit without
     keys: Tensor        # (people, rank, features) in half precision, people sorted
     along: Tensor       # (people, rank, classes + 1), labels along the keys, then ones
-    shares: Tensor      # (people, classes), of a person's pictures with the attribute
+    shares: Tensor      # (people, classes), of a person's images with the attribute
     wanted: dict[int, tuple[Tensor, Tensor]]  # Features, and what goes into the norm, of the rows that were wanted
 
 
 def look(
     model: nn.Module,
-    pictures: FaceSet,
+    images: FaceSet,
     place: Place | None = None,  # As for `views`
     rank: int = 0,           # Keys a person
     wanted: Sequence[int] | np.ndarray = (),  # Rows that are looked at again
     most: int = 2048,        # See `whole_people`
 ) -> Seen:
-    "Look at every picture once"
+    "Look at every image once"
     covariance, sums, kept, shares = torch.zeros(()), torch.zeros(()), list[tuple[Tensor, Tensor]](), list[Tensor]()
     again: dict[int, tuple[Tensor, Tensor]] = {}
-    for rows in whole_people(pictures.identities, most):
-        seen, whose = views(model, pictures.subset(rows), place), pictures.identities[rows]
+    for rows in whole_people(images.identities, most):
+        seen, whose = views(model, images.subset(rows), place), images.identities[rows]
         covariance = covariance + seen.features.T @ seen.features
         sums = sums + torch.stack([(labels * of).sum(0) for labels in (seen.truth, 1 - seen.truth) for of in (1, seen.logits)])
         again |= {int(rows[k]): (seen.features[k].clone(), seen.before[k].clone()) for k in np.flatnonzero(np.isin(rows, wanted))}
@@ -237,13 +238,13 @@ def look(
     having, sum_having, lacking, sum_lacking = sums
     keys, along = (torch.stack(t) for t in zip(*kept, strict=True)) if kept else (torch.zeros(0), torch.zeros(0))
     apart = sum_having / having - sum_lacking / lacking
-    return Seen(covariance / len(pictures), having / len(pictures), apart, keys, along, torch.stack(shares), again)
+    return Seen(covariance / len(images), having / len(images), apart, keys, along, torch.stack(shares), again)
 
 
-def memory_gap(
+def memorization_gap(
     train: Seen,  # What was trained on
     val: Seen,    # People who were never seen
-) -> Tensor:      # (classes,), at least 0; 0 where a set has no picture with or without the attribute
+) -> Tensor:      # (classes,), at least 0; 0 where a set has no image with or without the attribute
     "How much farther apart the logits of having and not having an attribute are on train than on val"
     return (train.apart - val.apart).nan_to_num(0., 0., 0.).clamp(min=0)
 
@@ -286,7 +287,7 @@ def head_edit(
 def carried_back(
     model: nn.Module,
     place: Place,    # With a norm
-    before: Tensor,  # (n, width), what goes into it, of some pictures
+    before: Tensor,  # (n, width), what goes into it, of some images
 ) -> Tensor:         # (outputs of the layer, classes)
     "$J^+$: by how much a layer's output has to move so that each answer moves by one"
     with torch.enable_grad():
@@ -356,7 +357,7 @@ def _kept(method: "KeyEdit", seen: Seen, gap: Tensor) -> dict[str, Tensor]:
 
 # %% ../../../nbs/methods/key_edit/00_method.ipynb #b1d566c0
 def _asked(kept: dict[str, Tensor], people: list[str], seen: Views, identities: np.ndarray) -> tuple[Tensor, Tensor]:
-    "Keys and gaps of those who ask: what was kept of them, or else what their portraits say"
+    "Keys and gaps of those who ask: what was kept of them, or else what their support images say"
     row, keys, gaps = {person: k for k, person in enumerate(people)}, [], []
     for person in dict.fromkeys(identities):
         gap = kept["gaps"][row[person]].float() if person in row else None
@@ -387,12 +388,12 @@ def _strengths(method: "KeyEdit") -> list[Strength]:
     return [Strength(*s) for s in itertools.product(method.ridges, method.weights, method.scales)]
 
 
-def _judged(method: "KeyEdit", train: FaceSet, val: FaceSet, request: Played) -> dict[str, np.ndarray]:
+def _judged(method: "KeyEdit", train: FaceSet, val: FaceSet, request: SimulatedRequest) -> dict[str, np.ndarray]:
     "Rows of train, and for test of val, that a rehearsal is judged on"
     theirs = np.isin(train.identities, request.support.identities)
     handed_in = np.isin(train.rows, request.support.rows)
     rest = np.sort(np.random.default_rng([method.seed, 6]).permutation(np.flatnonzero(~theirs))[:method.sample])
-    return dict(forget=np.flatnonzero(theirs & ~handed_in), retain=rest, test=some_people(val.identities, method.sample, method.seed))
+    return dict(forget=np.flatnonzero(theirs & ~handed_in), retain=rest, test=sample_people(val.identities, method.sample, method.seed))
 
 # %% ../../../nbs/methods/key_edit/00_method.ipynb #44485d28
 Keeps = Literal["keys", "gaps", "nothing"]
@@ -403,7 +404,7 @@ Edits = Literal["wide", "last"]
 class KeyEdit(Unlearner):
     "Edit one layer along a person's features"
     name: ClassVar[str] = "key_edit"
-    needs: ClassVar[Needs] = "statistics"
+    data_access: ClassVar[DataAccess] = "statistics"
     source: ClassVar[str] = "ours; closed form of Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023"
     n_forget: int = 20              # People in a rehearsed request: as many as will ask
     edits: Edits = "wide"           # The wide layer before the last norm where a network has one, or always the last
@@ -413,7 +414,7 @@ class KeyEdit(Unlearner):
     spares: bool = True             # Does C keep what people share in place?
     weighs: bool = True             # Does an attribute count as much as it is better known on train than on val?
     rehearsals: int = 3             # Requests on which the strength is chosen
-    sample: int = 1000              # Pictures of the rest and of val that are looked at in them
+    sample: int = 1000              # Images of the rest and of val that are looked at in them
     lose: float = 2.                # Points that the rest and val may lose in rehearsals, on average
     ridges: tuple[float, ...] = (.001, .01, .1, 1.)    # Tried for λ, in units of C's mean eigenvalue
     weights: tuple[float, ...] = (1., 3., 10., 30., 100.)  # Tried for w
@@ -426,26 +427,26 @@ class KeyEdit(Unlearner):
         return cls(**{"n_forget": n_forget, "rehearsals": min(max(3, math.ceil(60 / n_forget)), 12), **settings})
 
     def prepare(self, model: nn.Module, train: FaceSet, val: FaceSet) -> Artifact:
-        "Look at every train picture once (at eight of them twice), then rehearse"
+        "Look at every train image once (at eight of them twice), then rehearse"
         check_choice("what key_edit keeps", self.keeps, get_args(Keeps))
         check_choice("what key_edit edits", self.edits, get_args(Edits))
-        requests, place = play_requests(train, self.n_forget, self.rehearsals, self.seed), self._place(model, train)
+        requests, place = simulate_requests(train, self.n_forget, self.rehearsals, self.seed), self._place(model, train)
         judged = [_judged(self, train, val, played) for played in requests]
         wanted = lambda *names: np.unique(np.concatenate([rows[name] for rows in judged for name in names]))
         seen = look(model, train, place, self.rank * (self.keeps == "keys"), wanted("forget", "retain"))
         unseen = look(model, val, place, 0, wanted("test"))
-        kept, people = _kept(self, seen, memory_gap(seen, unseen)), sorted(set(train.identities)) if self.keeps != "nothing" else []
+        kept, people = _kept(self, seen, memorization_gap(seen, unseen)), sorted(set(train.identities)) if self.keeps != "nothing" else []
         if place.norm: kept["back"] = carried_back(model, place, torch.stack([seen.wanted[row][1] for row in wanted("retain")]))
         reach = (kept["back"].T * place.gain).T if place.norm else None
         strangers, told = val.subset(judged[0]["test"]), torch.stack([unseen.wanted[row][1] for row in judged[0]["test"]])
-        goal = strangers_score(val.task, answer(model, place, told), strangers.targets, strangers.identities, self.n_forget, seed=self.seed)
+        goal = matched_nonmember_score(val.task, answer(model, place, told), strangers.targets, strangers.identities, self.n_forget, seed=self.seed)
         rehearsals = []
         for played, rows in zip(requests, judged, strict=True):
             parts = {}
             for name, of in rows.items():
-                looked, pictures = (unseen, val) if name == "test" else (seen, train)
+                looked, images = (unseen, val) if name == "test" else (seen, train)
                 features, before = (torch.stack([looked.wanted[row][k] for row in of]) for k in (0, 1))
-                parts[name] = features, before, pictures.targets[of]
+                parts[name] = features, before, images.targets[of]
             asked = *_asked(kept, people, views(model, played.support, place), played.support.identities), self.n_forget
             rehearsals.append((_Rehearsal(train.task, partial(answer, model, place), reach, goal, **parts), asked))
         tried, apart = [], dict[float, list[Tensor]]()
@@ -468,7 +469,7 @@ class KeyEdit(Unlearner):
         try: return wide_place(model.eval(), x)
         finally: model.train(training)
 
-    def doubts(self, model: nn.Module, artifact: Artifact, support: FaceSet) -> list[str]:
+    def check_support(self, model: nn.Module, artifact: Artifact, support: FaceSet) -> list[str]:
         "Is a photo less like what was kept of its person than of a third of the others?"
         if "keys" not in artifact.tensors: return []
         row = {person: k for k, person in enumerate(artifact.facts["people"])}
@@ -480,9 +481,9 @@ class KeyEdit(Unlearner):
         return [f"{odd} of {len(support)} photos look less like what was kept of their people than of a third of the others: "
                 "do they show the right people?"] * (odd > 0)
 
-    def unlearn(self, model: nn.Module, artifact: Artifact, handover) -> nn.Module:
+    def unlearn(self, model: nn.Module, artifact: Artifact, data) -> nn.Module:
         "One matrix is changed"
-        kept, facts, support = artifact.tensors, artifact.facts, handover.support
+        kept, facts, support = artifact.tensors, artifact.facts, data.support
         place = _place_of(model, artifact)
         asked = *_asked(kept, facts["people"], views(model, support, place), support.identities), self.n_forget
         change = head_edit(kept["covariance"], *asked, Strength(*(facts["chosen"][name] for name in Strength._fields)))

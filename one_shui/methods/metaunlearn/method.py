@@ -21,18 +21,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ... import __version__
-from ...core.costs import Spent
+from ...core.costs import ResourceUsage
 from ...core.errors import BadInput, check_choice
 from ...core.files import read_tensors, write_tensors
 from ...data.loaders import FaceLoader, FaceSet
-from ...data.splits import simulate_requests
+from ...data.splits import simulated_request_rows
 from ...data.task import Batch, Task
-from ...evaluation.simulation import Judge, play_requests
-from ..contract import Artifact, Needs, Unlearner, settings_of
-from one_shui.methods.metaunlearn.loss import (
-    MetaLoss, Moved, Objective, Support, loss_sequence, meta_gradient, moved_parameters,
-    unlearning_step, val_levels,
-)
+from ...evaluation.simulation import ProxyToW, simulate_requests
+from ..contract import Artifact, DataAccess, Unlearner, settings_of
+from .loss import MetaLoss, Moved, Objective, Support, loss_sequence
+from .loss import meta_gradient, moved_parameters, unlearning_step
+from .loss import val_weighted_losses
 from ..settings import published_settings
 from ...models.features import logits_and_features
 from ...models.networks import weights_digest
@@ -40,20 +39,20 @@ from ...models.networks import weights_digest
 # %% ../../../nbs/methods/metaunlearn/01_method.ipynb #0ff8af6b
 class _Batches(Sequence):
     "A set as plain batches on a device, made when they are asked for, so that memory doesn't grow with the set"
-    def __init__(self, pictures: FaceSet, size: int, device: torch.device): self.pictures, self.size, self.device = pictures, size, device
+    def __init__(self, images: FaceSet, size: int, device: torch.device): self.images, self.size, self.device = images, size, device
 
-    def __len__(self) -> int: return math.ceil(len(self.pictures) / self.size)
+    def __len__(self) -> int: return math.ceil(len(self.images) / self.size)
 
     def __getitem__(self, k) -> Batch:
         if not 0 <= k < len(self): raise IndexError(k)
-        return FaceLoader(self.pictures.subset(slice(k * self.size, (k + 1) * self.size)), self.size, device=self.device).one_batch()
+        return FaceLoader(self.images.subset(slice(k * self.size, (k + 1) * self.size)), self.size, device=self.device).one_batch()
 
 
-def _portraits(pictures: FaceSet, people: list[str], device: torch.device) -> Support:
-    "Support pictures with each person's row in the embedding"
+def _support_images(images: FaceSet, people: list[str], device: torch.device) -> Support:
+    "Support images with each person's row in the embedding"
     row = {person: k for k, person in enumerate(people)}
-    x, targets = _Batches(pictures, len(pictures), device)[0]
-    return Support(x, targets, torch.tensor([row[person] for person in pictures.identities], device=device))
+    x, targets = _Batches(images, len(images), device)[0]
+    return Support(x, targets, torch.tensor([row[person] for person in images.identities], device=device))
 
 # %% ../../../nbs/methods/metaunlearn/01_method.ipynb #54a0af1c
 def _welcome(losses: nn.ModuleList, strangers: int) -> None:
@@ -70,8 +69,8 @@ def _simulations(
     round_: int,              # Which round through the people
     seed: int,                # Of the rounds
 ) -> Iterator[tuple[FaceSet, FaceSet]]:
-    "Support and forget pictures of the simulated requests of one round"
-    for asking, rest in simulate_requests(train.identities, n_forget, np.random.default_rng([seed, round_])):
+    "Support and forget images of the simulated requests of one round"
+    for asking, rest in simulated_request_rows(train.identities, n_forget, np.random.default_rng([seed, round_])):
         yield train.subset(asking), train.subset(rest)
 
 # %% ../../../nbs/methods/metaunlearn/01_method.ipynb #ee6f7259
@@ -93,12 +92,12 @@ class _State:
     facts: dict                            # Curve, history, the best round's strength and simulated ToW
     best: dict[str, Tensor]                # The losses' tensors in the best round
 
-    def save(self, file: Path, spent: Spent) -> None:
+    def save(self, file: Path, spent: ResourceUsage) -> None:
         tensors = {f"losses.{name}": t.clone() for name, t in self.losses.state_dict().items()}
         tensors |= {f"best.{name}": t for name, t in self.best.items()}
         for number, of_one in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value for key, value in of_one.items()}
-        write_tensors(file, tensors, dict(self.facts, spent=spent.told()))
+        write_tensors(file, tensors, dict(self.facts, spent=spent.state_dict()))
 
     def load(self, file: Path, expected: dict) -> dict | None:
         "Go on from a file, if there is one, and return what was spent; raises `BadInput` when it belongs to other settings"
@@ -147,10 +146,10 @@ def _play(
     method: "MetaUnlearn",
     state: _State,            # Moves on by a round
     model: nn.Module,
-    playing: FaceSet,         # Train pictures of those who play
+    playing: FaceSet,         # Train images of those who play
     people: list[str],        # Everybody in train, by row of the embedding
     val: Sequence[Batch],
-    levels: list[float],      # As from `val_levels`
+    levels: list[float],      # As from `val_weighted_losses`
 ) -> None:
     "One round of simulated requests"
     device, round_ = next(model.parameters()).device, state.facts["round"]
@@ -158,7 +157,7 @@ def _play(
     torch.manual_seed(int(np.random.default_rng([method.seed, 5, round_]).integers(2**31)))
     state.losses.train()
     for asking, rest in _simulations(playing, method.n_forget, round_, method.seed):
-        support, forget = _portraits(asking, people, device), _Batches(rest, method.batch_size, device)
+        support, forget = _support_images(asking, people, device), _Batches(rest, method.batch_size, device)
         step = meta_gradient(model, state.losses, support, forget, val, levels, method.eta, method.objective,
                              method.moved, method.bf16, shared=dist.is_available() and dist.is_initialized())
         for name, p in state.losses.named_parameters(): p.grad = step.gradient[name]
@@ -178,11 +177,11 @@ def _tow_by_strength(
     judges: list[str],        # Those who don't play
     nothing: float | None = None,  # Mean for strength 0, where it is known: it is the same in each round
 ) -> dict[float, float]:
-    "Mean simulated ToW over rehearsed requests, for the step at each strength; NaN where no attribute occurs on their pictures"
-    judge, original = Judge(model, val, method.seed, sample=500), moved_parameters(model, method.moved)
+    "Mean simulated ToW over rehearsed requests, for the step at each strength; NaN where no attribute occurs on their images"
+    judge, original = ProxyToW(model, val, method.seed, sample=500), moved_parameters(model, method.moved)
     tried: dict[float, list[float]] = {strength: [] for strength in method.strengths if strength or nothing is None}
-    for played in play_requests(train, min(method.n_forget, len(judges)), method.rehearsals, method.seed, judges):
-        support = _portraits(played.support, people, next(model.parameters()).device)
+    for played in simulate_requests(train, min(method.n_forget, len(judges)), method.rehearsals, method.seed, judges):
+        support = _support_images(played.support, people, next(model.parameters()).device)
         with torch.enable_grad(): after = _all_steps(method, model, losses, support)
         for strength, found in tried.items():
             network = copy.deepcopy(model)
@@ -219,8 +218,8 @@ def _judge(
         return
     means = _tow_by_strength(method, state.losses, model, train, val, people, judges, chosen and chosen["nothing"])
     if math.isnan(means[0.]):
-        raise BadInput("no attribute occurs on the pictures of rehearsed requests, so no strength can be chosen; "
-                       "hold nobody out (--set metaunlearn.held_out=0) or add pictures")
+        raise BadInput("no attribute occurs on the images of rehearsed requests, so no strength can be chosen; "
+                       "hold nobody out (--set metaunlearn.held_out=0) or add images")
     state.facts["curve"] += [dict(round=round_, strength=strength, tow=tow) for strength, tow in means.items()]
     best = max(means, key=lambda strength: means[strength])
     if means[best] < means[0.] + method.margin: best = 0.
@@ -232,14 +231,14 @@ def _judge(
 class MetaUnlearn(Unlearner):
     "Meta-learn a loss whose gradient step forgets (De Min et al. 2025)"
     name: ClassVar[str] = "metaunlearn"
-    needs: ClassVar[Needs] = "statistics"
+    data_access: ClassVar[DataAccess] = "statistics"
     source: ClassVar[str] = "De Min et al., Unlearning Personal Data from a Single Image, TMLR 2025"
     checked: ClassVar[bool] = True
     n_forget: int = 20        # People in a simulated request: as many as will ask
     epochs: int = 3           # Rounds through the people of train
     lr: float = 1e-4          # Of AdamW (amsgrad) on the learned loss, cosine to 0 by epoch
     eta: float = .1           # Step size of unlearning
-    batch_size: int = 64      # Forget and val pictures a batch
+    batch_size: int = 64      # Forget and val images a batch
     hidden: int = 512         # Width of the learned loss
     dropout: float = .5       # In the learned loss while it learns
     features: bool = True     # Does the learned loss see the feature?
@@ -278,7 +277,7 @@ class MetaUnlearn(Unlearner):
 
     def prepare(self, model: nn.Module, train: FaceSet, val: FaceSet) -> Artifact:
         "Meta-train the loss on simulated requests"
-        device, people, spent = next(model.parameters()).device, sorted(set(train.identities)), Spent(train.meter, val.meter)
+        device, people, spent = next(model.parameters()).device, sorted(set(train.identities)), ResourceUsage(train.counter, val.counter)
         players, judges = _hold_out(train, self.held_out, self.n_forget, self.seed)
         if self.held_out and not judges:
             warnings.warn(f"{len(people)} people are too few to hold some out from requests of {self.n_forget}; "
@@ -286,13 +285,13 @@ class MetaUnlearn(Unlearner):
         torch.manual_seed(self.seed)
         losses = _new_losses(self, model, train, people).to(device)
         optimizer = torch.optim.AdamW(losses.parameters(), self.lr, amsgrad=True)
-        card = dict(settings=settings_of(self), weights=weights_digest(model.state_dict()), pictures=len(train), players=len(players))
+        card = dict(settings=settings_of(self), weights=weights_digest(model.state_dict()), images=len(train), players=len(players))
         state = _State(losses, optimizer, dict(card, judges=len(judges), round=0, curve=[], history=[], chosen=None), {})
         earlier = state.load(self.checkpoint, card) if self.checkpoint else None
         if earlier is None: _judge(self, state, model, train, val, people, judges)
         playing, val_batches = train.subset(np.isin(train.identities, players).nonzero()[0]), _Batches(val, self.batch_size, device)
-        levels = val_levels(model, train.task, val_batches, self.objective)
-        if earlier: spent.go_on(earlier)
+        levels = val_weighted_losses(model, train.task, val_batches, self.objective)
+        if earlier: spent.load_state_dict(earlier)
         bar = tqdm(desc="meta-training", total=self.epochs, initial=state.facts["round"], disable=not self.progress)
         while state.facts["round"] < self.epochs and not self._tired(state):
             _play(self, state, model, playing, people, val_batches, levels)
@@ -304,17 +303,17 @@ class MetaUnlearn(Unlearner):
         versions = dict(torch=torch.__version__, one_shui=__version__)
         return Artifact(state.best, dict(state.facts, people=people, features=losses[0].n_features, **versions))
 
-    def rehearse_with(self, train: FaceSet) -> list[str]:
+    def simulation_identities(self, train: FaceSet) -> list[str]:
         "Those who don't play, if somebody is held out"
         players, judges = _hold_out(train, self.held_out, self.n_forget, self.seed)
         return judges or players
 
-    def unlearn(self, model: nn.Module, artifact: Artifact, handover) -> nn.Module:
-        "The chosen step on the support pictures"
+    def unlearn(self, model: nn.Module, artifact: Artifact, data) -> nn.Module:
+        "The chosen step on the support images"
         device, people = next(model.parameters()).device, artifact.facts["people"]
-        losses = _build(self, handover.support.task, artifact.facts["features"], len(people))
+        losses = _build(self, data.support.task, artifact.facts["features"], len(people))
         losses.load_state_dict(artifact.tensors)
-        strangers = sorted(set(handover.support.identities) - set(people))
+        strangers = sorted(set(data.support.identities) - set(people))
         if strangers:
             warnings.warn(f"{len(strangers)} of those who ask weren't among the people whom MetaUnlearn was prepared on; "
                           "the mean code stands in", stacklevel=2)  # no name: what is said here goes into receipts
@@ -322,7 +321,7 @@ class MetaUnlearn(Unlearner):
             people = [*people, *strangers]
         losses.eval().to(device)
         parameters = moved_parameters(model, self.moved)
-        after = _all_steps(self, model, losses, _portraits(handover.support, people, device))
+        after = _all_steps(self, model, losses, _support_images(data.support, people, device))
         with torch.no_grad():
             for name, p in parameters.items(): p.lerp_(after[name], artifact.facts["chosen"]["strength"])
         return model
