@@ -29,19 +29,19 @@ venv: .venv/dev ## Make .venv with the package and everything for development
 demo: .venv/demo ## Watch a network forget 20 drawn people (a minute or two)
 	$(BIN)/one-shui demo --out runs/demo
 
-test: .venv/dev ## Run every notebook's cells, then tests/
-	@test "$$(ls nbs/*.ipynb | wc -l)" -ge 10 || { echo "nbs/ has lost its notebooks"; exit 1; }
-	$(TEST)/nbdev_test --timing --n_workers 2
+test: .venv/dev ## Run every notebook and compare its results with the stored ones, then tests/
+	$(TEST)/python tools/run_notebooks.py --check
 	$(TEST)/pytest -n 2 --dist worksteal
 
 check: .venv/dev ## Is everything generated up to date, well formed, typed?
 	$(BIN)/python tools/drift.py
-	$(BIN)/ruff check one_shui tests tools
+	$(BIN)/ruff check one_shui tests tools benchmarks
 	$(BIN)/mypy one_shui
 	$(BIN)/python tools/notebook_figures.py
 
-prepare: .venv/dev ## Bring generated files up to date: clean notebooks, exported modules, README
+prepare: .venv/dev ## Bring generated files up to date: exported modules, README, results stored in notebooks
 	$(BIN)/python tools/drift.py --write
+	$(TEST)/python tools/run_notebooks.py
 
 lab: .venv/dev ## Open the notebooks in JupyterLab
 	PYTHONSTARTUP=$(CURDIR)/tools/lab.py $(BIN)/jupyter lab --notebook-dir nbs nbs/tutorials/five_minutes.ipynb

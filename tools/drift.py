@@ -1,6 +1,7 @@
 """Bring generated files up to date (clean notebooks, exported modules, README) and say which were behind.
 
-Without --write, files that were behind are put back as they were and the exit code is 1.
+Without --write, files that were behind are put back as they were and the exit code is 1. Stored results of notebooks
+are left as they are: tools/run_notebooks.py writes and checks them.
 """
 import subprocess
 import sys
@@ -12,7 +13,7 @@ BIN = Path(sys.executable).parent
 
 def snapshot() -> dict[Path, bytes]:
     "Contents of every generated file"
-    files = [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("one_shui/*.py"), *ROOT.glob("nbs/images/*.svg"), ROOT / "README.md"]
+    files = [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("one_shui/**/*.py"), *ROOT.glob("nbs/images/*.svg"), ROOT / "README.md"]
     return {file: file.read_bytes() for file in files if ".ipynb_checkpoints" not in file.parts}
 
 
