@@ -12,7 +12,7 @@ help: ## List the targets
 venv: .venv/dev ## Make .venv with the package and everything for development
 
 .venv/bin/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; say which: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 
 # A full installation (dev) serves the demo too, so only one of the two is ever made.

@@ -1,4 +1,5 @@
-"""Write README.md from nbs/index.ipynb: its prose as it is, its code fenced, hidden cells left out; and draw its chart."""
+"""Write README.md from nbs/index.ipynb, and its two charts from stored results."""
+import base64
 import json
 import re
 from pathlib import Path
@@ -8,32 +9,44 @@ import pandas as pd
 from one_shui.experiments.tables import gain_chart
 
 ROOT = Path(__file__).parent.parent
+IMAGES = ROOT / "nbs/images"
+HEAD = "<!-- Written by `make prepare` from nbs/index.ipynb; edit that. -->\n\n"
 
 
-def to_markdown(cells: list[dict]) -> str:
-    "The text of a notebook"
+def cells(file: Path) -> list[dict]:
+    "A notebook's cells"
+    return json.loads(file.read_text(encoding="utf-8"))["cells"]
+
+
+def to_markdown(notebook: list[dict]) -> str:
+    "The text of a notebook: its prose as it is, its code fenced, hidden cells left out"
     parts = []
-    for cell in cells:
+    for cell in notebook:
         source = "".join(cell["source"]).strip()
         if cell["cell_type"] == "markdown": parts.append(source)
         elif cell["cell_type"] == "code" and not source.startswith("#| hide"): parts.append(f"```python\n{source}\n```")
-    return re.sub(r"\]\(((?:tutorials/|images/)?\w+\.(?:ipynb|svg))\)", r"](nbs/\1)", "\n\n".join(parts)) + "\n"
+    return re.sub(r"\]\(((?!https?:)[\w/]+\.(?:ipynb|svg|png))\)", r"](nbs/\1)", "\n\n".join(parts)) + "\n"
 
 
-def draw(file: Path) -> None:
-    "Draw what each method gains on CelebA"
+def draw_gain() -> None:
+    "What each method gains on CelebA, from stored rows"
     rows = pd.read_csv(ROOT / "data/results/rows.csv").query("dataset == 'celeba'").assign(variant="")
-    chart = gain_chart(rows).configure(background="white")
-    file.parent.mkdir(exist_ok=True)
-    chart.save(file)
+    gain_chart(rows).configure(background="white").save(IMAGES / "gain.svg")
+
+
+def take_overview() -> None:
+    "The chart that the first tutorial has stored"
+    for cell in cells(ROOT / "nbs/tutorials/five_minutes.ipynb"):
+        if not "".join(cell["source"]).startswith("# This chart is also the picture in the README"): continue
+        for out in cell["outputs"]: (IMAGES / "overview.png").write_bytes(base64.b64decode(out["data"]["image/png"]))
 
 
 def main() -> None:
-    "Write README.md and its chart"
-    draw(ROOT / "nbs/images/gain.svg")
-    notebook = json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))
-    text = "<!-- Written by `make prepare` from nbs/index.ipynb; edit that. -->\n\n" + to_markdown(notebook["cells"])
-    (ROOT / "README.md").write_text(text, encoding="utf-8")
+    "Write README.md and its charts"
+    IMAGES.mkdir(exist_ok=True)
+    draw_gain()
+    take_overview()
+    (ROOT / "README.md").write_text(HEAD + to_markdown(cells(ROOT / "nbs/index.ipynb")), encoding="utf-8")
 
 
 if __name__ == "__main__": main()
