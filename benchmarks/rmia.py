@@ -12,7 +12,7 @@ import psutil
 import typer
 
 from one_shui.core.costs import watch_memory
-from one_shui.evaluation.attacks import rmia_scores, rmia_votes
+from one_shui.evaluation.rmia import rmia_scores, rmia_votes
 
 
 def resident_mb() -> float:

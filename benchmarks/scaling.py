@@ -31,7 +31,7 @@ from one_shui.core.errors import BadInput
 from one_shui.core.files import write_text
 from one_shui.data.readers import save_faces
 from one_shui.data.toy import toy_faces
-from one_shui.evaluation.attacks import rmia_scores
+from one_shui.evaluation.rmia import rmia_scores
 from one_shui.evaluation.predictions import compute_metrics
 from one_shui.experiments.run import Config, load_image_sets, make_method, original_network
 from one_shui.experiments.run import predict_splits

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from one_shui.evaluation.attacks import auc_interval, blind_loss_attack, loss_attack
-from one_shui.evaluation.attacks import membership_signal, rmia_scores, roc, threshold_attack
+from one_shui.evaluation.attacks import roc, threshold_attack
+from one_shui.evaluation.rmia import membership_signal, rmia_scores
 from one_shui.experiments.audit import Audit, attack, audit, identity_metrics, unlearn_reference
 from one_shui.experiments.audit import view_signals
 from one_shui.cli.main import main

@@ -28,9 +28,9 @@ from ..core.files import read_tensors, write_tensors, write_text
 from ..core.intervals import mean_and_interval
 from ..data.loaders import FaceSet
 from ..data.metrics import task_score
-from ..evaluation.attacks import Roc, Signal, auc_interval, check_disjoint, membership_signal
-from ..evaluation.attacks import per_person, rmia_votes, roc, tune_offset
+from ..evaluation.attacks import Roc, auc_interval, check_disjoint, per_person, roc
 from ..evaluation.identity import anamnesis_index, linkage, probe, relearn
+from ..evaluation.rmia import Signal, membership_signal, rmia_votes, tune_offset
 from ..evaluation.scores import predict
 from .run import COLUMNS, Config, ImageSets, load_network, load_run, make_method
 from ..methods.contract import apply_method, prepare_method

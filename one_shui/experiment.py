@@ -1,0 +1,33 @@
+"""An import path of version 0.1.0; each name says with a warning where it is now. Not exported from a notebook."""
+from .core.legacy import moved
+
+__getattr__ = moved(__name__, {
+    "COLUMNS": "one_shui.experiments.run:COLUMNS",
+    "Config": "one_shui.experiments.run:Config",
+    "Pictures": "one_shui.experiments.run:ImageSets",
+    "SETS": "one_shui.experiments.run:SETS",
+    "Say": "one_shui.experiments.run:Log",
+    "TOLERANCE": "one_shui.experiments.run:TOLERANCE",
+    "add_tow": "one_shui.experiments.run:add_tow",
+    "apply_and_keep": "one_shui.experiments.run:apply_and_keep",
+    "ask": "one_shui.experiments.run:predict_splits",
+    "check_config": "one_shui.experiments.run:check_config",
+    "decode_pictures": "one_shui.experiments.run:decode_images",
+    "faces_of": "one_shui.experiments.run:faces_of",
+    "forget": "one_shui.experiments.run:forget",
+    "keep_config": "one_shui.experiments.run:keep_config",
+    "load_network": "one_shui.experiments.run:load_network",
+    "load_pictures": "one_shui.experiments.run:load_image_sets",
+    "load_run": "one_shui.experiments.run:load_run",
+    "make_method": "one_shui.experiments.run:make_method",
+    "method_rows": "one_shui.experiments.run:method_rows",
+    "open_folder": "one_shui.experiments.run:open_folder",
+    "original_network": "one_shui.experiments.run:original_network",
+    "prepare_once": "one_shui.experiments.run:prepare_once",
+    "ready_method": "one_shui.experiments.run:ready_method",
+    "rescore": "one_shui.experiments.run:rescore",
+    "run": "one_shui.experiments.run:run",
+    "settings_from": "one_shui.experiments.run:settings_from",
+    "stored_answers": "one_shui.experiments.run:stored_predictions",
+    "try_methods": "one_shui.experiments.run:try_methods",
+})
