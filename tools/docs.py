@@ -81,8 +81,8 @@ CSS = '''
 .content { width: 58em; max-width: 100%; }
 .sidebar-drawer { width: calc(50% - 29em + 4em); min-width: 15em; }
 article pre { font-size: .78em; }
-table.dataframe { border-collapse: collapse; font-size: .85em; }
-.dataframe th, .dataframe td { padding: .3rem .6rem; border-bottom: 1px solid var(--color-background-border); }
+table.dataframe { border: 0; border-collapse: collapse; font-size: .85em; }
+.dataframe th, .dataframe td { padding: .3rem .6rem; border: 0; border-bottom: 1px solid var(--color-background-border); }
 div.chart { overflow-x: auto; }
 div.cell_output img { max-width: 100%; }
 details.source { margin: 0 0 1.5em; }
