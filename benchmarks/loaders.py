@@ -22,7 +22,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from one_shui.data.loaders import FaceLoader, FaceSet, cached_images, face_set
+from one_shui.data.cache import cached_images
+from one_shui.data.face_set import FaceSet, face_set
+from one_shui.data.loaders import FaceLoader
 from one_shui.data.readers import read_faces
 from one_shui.data.task import Faces, Task, task_loss
 from one_shui.models.networks import ModelSpec, create_model

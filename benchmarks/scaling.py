@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from one_shui.core.costs import watch_memory
 from one_shui.core.errors import BadInput
 from one_shui.core.files import write_text
-from one_shui.data.readers import save_faces
+from one_shui.data.writers import save_faces
 from one_shui.data.toy import toy_faces
 from one_shui.evaluation.rmia import rmia_scores
 from one_shui.evaluation.predictions import compute_metrics

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from one_shui.experiments.run import Config, load_image_sets
-from one_shui.data.readers import save_faces
+from one_shui.data.writers import save_faces
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.data.toy import toy_faces
 

@@ -1,4 +1,5 @@
 """Readers, cache and checks on what users really have: broken, odd and hostile files."""
+import importlib.util
 import json
 import re
 import subprocess
@@ -16,8 +17,12 @@ from PIL import Image
 from one_shui.cli.main import main
 from one_shui.data.quality import check_data
 from one_shui.experiments.run import Config, load_image_sets
-from one_shui.data.readers import read_celeba, read_faces, save_faces
-from one_shui.data.loaders import BadImages, FaceLoader, FaceSet, cached_images
+from one_shui.data.datasets.celeba import read_celeba
+from one_shui.data.readers import read_faces
+from one_shui.data.writers import save_faces
+from one_shui.data.cache import BadImages, cached_images
+from one_shui.data.face_set import FaceSet
+from one_shui.data.loaders import FaceLoader
 from one_shui.data.splits import make_splits
 from one_shui.core.errors import BadInput
 from one_shui.data.toy import toy_faces
@@ -44,8 +49,8 @@ def test_round_trip(tmp_path, dataset):
     number = -2 if dataset == "mufac" else -1  # F0001_AGE_A_00008_q1.jpg, 000008.jpg
     order = np.argsort([int(Path(path).stem.split("_")[number]) for path in faces.table["path"]])
     assert (faces.targets[order] == drawn.targets).all()
-    ours, theirs = faces.identities[order], drawn.identities
-    assert ((ours[:, None] == ours) == (theirs[:, None] == theirs)).all()
+    read, written = faces.identities[order], drawn.identities
+    assert ((read[:, None] == read) == (written[:, None] == written)).all()
 
 
 @pytest.mark.parametrize("file, line, text, said", [
@@ -63,7 +68,7 @@ def test_malformed_lines(celeba, file, line, text, said):
     assert said in str(refused.value) and file in str(refused.value)
 
 
-def test_a_image_that_is_missing(celeba):
+def test_an_image_that_is_missing(celeba):
     (celeba / "img_align_celeba/000005.jpg").unlink()
     with pytest.warns(UserWarning, match="1 of 24 images listed aren't in .*, the first is img_align_celeba/000005.jpg"):
         assert len(read_celeba(celeba)) == 23
@@ -106,7 +111,7 @@ def test_names_with_spaces_and_accents(tmp_path):
 
 def test_one_person_only(tmp_path):
     save_faces(toy_faces(n_people=1, n_photos=8, size=32), tmp_path, "celeba")
-    with pytest.raises(BadInput, match="people can't ask: only"): make_splits(read_faces("celeba", tmp_path), 1)
+    with pytest.raises(BadInput, match="of size 1 is impossible: only"): make_splits(read_faces("celeba", tmp_path), 1)
 
 
 @pytest.mark.parametrize("content, said", [
@@ -155,7 +160,7 @@ def test_a_phone_s_rotation(tmp_path):
 
 def test_a_full_disk(celeba, monkeypatch):
     def full(*_): raise OSError(28, "No space left on device")
-    monkeypatch.setattr("one_shui.data.loaders.os.replace", full)
+    monkeypatch.setattr("one_shui.data.cache.os.replace", full)
     with pytest.raises(BadInput, match="No space left on device.*make room, or name another folder in ONE_SHUI_CACHE"):
         cached_images(read_celeba(celeba), 24, progress=False)
 
@@ -171,8 +176,8 @@ def test_a_cache_of_another_version(celeba, tmp_path):
 
 BUILD = """
 import sys
-from one_shui.data.readers import read_celeba
-from one_shui.data.loaders import cached_images
+from one_shui.data.cache import cached_images
+from one_shui.data.datasets.celeba import read_celeba
 print(int(cached_images(read_celeba(sys.argv[1]), 48, sys.argv[2], progress=False).sum()))
 """
 
@@ -280,10 +285,17 @@ def test_decoding_every_time_is_the_same(drawn):
     assert (loaded[0].train.batch([0, 3])[0] == loaded[1].train.batch([0, 3])[0]).all()
 
 
-def test_bench_loaders_prints_json(drawn, capsys, monkeypatch):
-    monkeypatch.setattr("one_shui.bench_loaders._memory", lambda rows, size: 0.)
-    monkeypatch.setattr(sys, "argv", ["one-shui", "bench", "loaders", "--root", str(drawn), "--rounds", "1", "--size", "32"])
-    with pytest.raises(SystemExit) as left: main()
-    found = json.loads(capsys.readouterr().out)
-    assert left.value.code == 0
-    assert set(found) == {"cache_seconds", "pil_per_second", "batched_per_second", "ratio", "step_overhead", "rss_growth_mb"}
+def load_script(file: Path):
+    "A module from a file that is no part of a package"
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_loader_benchmark_prints_json(drawn, capsys, monkeypatch):
+    benchmark = load_script(Path(__file__).parents[1] / "benchmarks/loaders.py")
+    monkeypatch.setattr(benchmark, "_memory", lambda rows, size: 0.)
+    benchmark.main(str(drawn), size=32, rounds=1)
+    figures = json.loads(capsys.readouterr().out)
+    assert set(figures) == {"cache_seconds", "pil_per_second", "batched_per_second", "ratio", "step_overhead", "rss_growth_mb"}

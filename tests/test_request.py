@@ -21,10 +21,12 @@ from safetensors.torch import save_file
 import one_shui
 from one_shui.cli.main import main
 from one_shui.experiments.run import Config, run
-from one_shui.data.readers import read_faces, save_faces
+from one_shui.data.readers import read_faces
+from one_shui.data.writers import save_faces
 from one_shui.core.files import file_digest
 from one_shui.requests.ledger import Ledger, check_receipt, read_key, read_receipt
-from one_shui.data.loaders import FaceSet, cached_images, face_set
+from one_shui.data.cache import cached_images
+from one_shui.data.face_set import FaceSet, face_set
 from one_shui.core.files import read_header
 from one_shui.models.networks import ModelSpec, create_model, save_model, task_facts, weights_digest
 from one_shui.requests.own_model import open_any, read_description

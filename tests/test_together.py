@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from one_shui.data.loaders import face_set
+from one_shui.data.face_set import face_set
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.evaluation.scores import predict
 from one_shui.data.splits import make_splits

@@ -253,8 +253,10 @@ def prepare_command(
     "While training data exist: keep what a method will need, and rehearse a request. Interrupted, the same command goes on."
     from pathlib import Path
 
-    from one_shui.data.readers import in_words_of, read_faces
-    from one_shui.data.loaders import cached_images, face_set
+    from one_shui.data.annotations import align_labels
+    from one_shui.data.readers import read_faces
+    from one_shui.data.cache import cached_images
+    from one_shui.data.face_set import face_set
     from one_shui.requests.own_model import open_any, read_description
     from one_shui.requests.request import blame_settings, check_crop, check_out, check_settings
     from one_shui.requests.request import contents, keep_images, prepare_artifact, refuse_taken
@@ -271,7 +273,7 @@ def prepare_command(
     given = check_settings(kind, _settings_for(method, settings), "--set")
     opened = open_any(model, describe)
     plain = read_faces(dataset, root)
-    split, faces = load_splits(splits, plain), in_words_of(opened.task, plain)
+    split, faces = load_splits(splits, plain), align_labels(opened.task, plain)
     decoded = cached_images(faces, opened.size, crop=crop, progress=sys.stderr.isatty())
     arch = opened.header.get("spec", {}).get("arch") or (describe and read_description(describe).arch) or "resnet18"
     unlearner = kind.for_request(dataset, people, arch, **{"seed": seed, **given})

@@ -19,7 +19,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from ..core.errors import BadInput
-from ..data.loaders import FaceLoader, FaceSet
+from ..data.face_set import FaceSet
+from ..data.loaders import FaceLoader
 from ..data.metrics import task_score
 from ..data.task import task_loss
 from .attacks import check_disjoint, check_owners, roc

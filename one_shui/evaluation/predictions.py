@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..core.errors import BadInput
 from ..core.files import write_file
 from ..core.intervals import interval_around
-from ..data.loaders import FaceSet
+from ..data.face_set import FaceSet
 from ..data.metrics import score_name, task_score
 from ..data.task import Task, image_losses
 from .attacks import auc_interval, blind_loss_attack, loss_attack

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..core.errors import BadInput
 from ..core.intervals import interval_around
-from ..data.loaders import FaceLoader, FaceSet
+from ..data.face_set import FaceSet
+from ..data.loaders import FaceLoader
 from ..data.metrics import task_score
 from ..data.task import Task
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from ..data.loaders import FaceSet
+from ..data.face_set import FaceSet
 from ..data.metrics import task_score
 from ..data.splits import simulated_request_rows
 from ..data.task import Task

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from ..core.errors import BadInput
 from ..core.files import read_tensors, write_tensors, write_text
 from ..core.intervals import mean_and_interval
-from ..data.loaders import FaceSet
+from ..data.face_set import FaceSet
 from ..data.metrics import task_score
 from ..evaluation.attacks import Roc, auc_interval, check_disjoint, per_person, roc
 from ..evaluation.identity import anamnesis_index, linkage, probe, relearn

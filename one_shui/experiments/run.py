@@ -24,8 +24,8 @@ from torch import nn
 from ..core.costs import Cost
 from ..core.errors import BadInput, check_choice, check_facts
 from ..core.files import write_text
-from ..data.loaders import BadImages, DecodedImages, FaceSet, cached_images, face_set
-from ..data.loaders import without_bad
+from ..data.cache import BadImages, DecodedImages, cached_images, without_bad
+from ..data.face_set import FaceSet, face_set
 from ..data.quality import check_data, clean_faces
 from ..data.readers import READERS, read_faces
 from ..data.splits import Splits, load_splits, make_splits, save_splits

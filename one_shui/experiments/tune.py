@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..core.errors import BadInput
 from ..core.files import write_text
-from ..data.loaders import FaceSet
+from ..data.face_set import FaceSet
 from ..evaluation.simulation import ProxyToW, simulate_requests
 from ..methods.contract import Unlearner, apply_method, prepare_method, settings_of
 from ..models.networks import weights_digest

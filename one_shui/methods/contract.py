@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from ..core.costs import Cost, watch_memory
 from ..core.errors import BadInput
 from ..core.files import read_tensors, write_tensors
-from ..data.loaders import FaceLoader, FaceSet
+from ..data.face_set import FaceSet
+from ..data.loaders import FaceLoader
 from ..data.task import task_loss
 from .settings import published_settings
 from ..models.networks import weights_digest
@@ -228,7 +229,7 @@ def prepare_method(
         with watch_memory(next(model.parameters()).is_cuda) as peak, _seeded(method.seed):
             start = time.perf_counter()
             artifact = method.prepare(copy.deepcopy(model).eval(), *lent)
-            seconds = time.perf_counter() - start + sum(images.counter.before for images in lent)
+            seconds = time.perf_counter() - start + sum(images.counter.seconds_before_resume for images in lent)
     finally:
         for images in lent: images.close()
     facts = dict(artifact.facts, method=method.name, settings=settings_of(method), weights=weights_digest(model.state_dict()))
@@ -274,7 +275,7 @@ def apply_method(
     with watch_memory(next(model.parameters()).is_cuda) as peak, _seeded(method.seed):
         start = time.perf_counter()
         unlearned = fresh.unlearn(copy.deepcopy(model).eval(), artifact, UnlearnData(*lent))  # type: ignore[arg-type]
-        seconds = time.perf_counter() - start + sum(counter.before for counter in counters)
+        seconds = time.perf_counter() - start + sum(counter.seconds_before_resume for counter in counters)
     if not all(p.isfinite().all() for p in unlearned.state_dict().values()):
         raise BadInput(f"{method.name} ({method}) left weights that aren't numbers; use a smaller step")
     return unlearned.eval(), Cost(seconds, peak[0], sum(counter.reads for counter in counters))

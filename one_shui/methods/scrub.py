@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.loaders import FaceLoader, FaceSet
+from ..data.face_set import FaceSet
+from ..data.loaders import FaceLoader
 from ..data.metrics import task_score
 from ..data.task import task_loss
 from ..evaluation.scores import predict

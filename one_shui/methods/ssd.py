@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..data.loaders import FaceLoader, FaceSet
+from ..data.face_set import FaceSet
+from ..data.loaders import FaceLoader
 from ..data.task import Batch, Task, task_loss
 from .contract import Artifact, DataAccess, Unlearner
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import BadInput
-from ..data.loaders import FaceLoader, FaceSet
+from ..data.face_set import FaceSet
+from ..data.loaders import FaceLoader
 
 # %% ../../nbs/models/01_features.ipynb #597617e3
 def classifier_name(model: nn.Module) -> str:

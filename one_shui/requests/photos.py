@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..core.errors import BadInput
-from ..data.loaders import upright
+from ..data.cache import upright
 
 # %% ../../nbs/requests/00_photos.ipynb #ea05a7da
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels

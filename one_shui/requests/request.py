@@ -30,9 +30,11 @@ from torch import Tensor, nn
 
 from ..core.errors import BadInput, check_facts
 from ..core.files import canonical, file_digest, read_header, write_tensors
-from ..data.loaders import FaceSet, cached_images, face_set
+from ..data.annotations import align_labels
+from ..data.cache import cached_images
+from ..data.face_set import FaceSet, face_set
 from ..data.metrics import score_name, task_score
-from ..data.readers import in_words_of, read_faces
+from ..data.readers import read_faces
 from ..data.task import Faces, Task, image_losses
 from ..evaluation.attacks import auc_interval, threshold_attack
 from ..evaluation.reference_free import forget_gap, rf_jsd
@@ -408,7 +410,7 @@ def check_images(
 ) -> tuple[FaceSet, FaceSet]:  # Of others, of those who ask
     "Labelled images to measure with; raises `BadInput` when their labels aren't the model's"
     check_crop(crop, "the crop")
-    faces = in_words_of(model.task, read_faces("own", str(source)))
+    faces = align_labels(model.task, read_faces("own", str(source)))
     decoded = cached_images(faces, model.size, crop=crop, progress=False)
     theirs = np.isin(faces.identities, list(asking))
     others, asked = (face_set(faces, decoded, np.flatnonzero(rows)) for rows in (~theirs, theirs))

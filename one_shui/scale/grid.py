@@ -26,7 +26,7 @@ from fastai.torch_core import default_device
 from ..core.costs import Cost
 from ..core.errors import BadInput, check_facts
 from ..core.files import canonical, file_digest, write_file, write_text
-from ..data.loaders import cache_folder, image_key
+from ..data.cache import cache_folder, image_key
 from ..data.metrics import score_name
 from ..data.splits import Splits, make_splits
 from ..data.task import Faces, Task, fingerprint

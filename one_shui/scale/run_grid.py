@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from ..core.errors import BadInput
 from ..core.files import write_file, write_text
-from ..data.loaders import DecodedImages, cache_file
+from ..data.cache import DecodedImages, cache_file
 from ..experiments.audit import Audit, audit_table
 from ..experiments.results import chart_html, save_page
 from ..experiments.run import Config

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from ..core.costs import ResourceUsage
 from ..core.errors import BadInput, check_choice
 from ..core.files import read_tensors, write_tensors, write_text
-from ..data.loaders import FaceSet, face_loaders
+from ..data.face_set import FaceSet
+from ..data.loaders import face_loaders
 from ..data.metrics import task_score
 from ..data.task import task_loss
 from ..models.precision import Bfloat16, bf16_pays

@@ -18,10 +18,12 @@ from PIL import Image
 
 with atheris.instrument_imports(include=["one_shui"]):
     from one_shui.evaluation.predictions import Predictions
-    from one_shui.data.readers import read_celeba, read_mufac, read_own
+    from one_shui.data.datasets.celeba import read_celeba
+    from one_shui.data.datasets.mufac import read_mufac
+    from one_shui.data.datasets.own import read_own
     from one_shui.scale.grid import read_grid
     from one_shui.requests.ledger import Ledger, check_receipt, read_receipt
-    from one_shui.data.loaders import FaceSet
+    from one_shui.data.face_set import FaceSet
     from one_shui.models.networks import ModelSpec, create_model, save_model, task_facts
     from one_shui.methods.key_edit.method import KeyEdit
     from one_shui.requests.own_model import read_description

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...core.errors import BadInput, check_choice, check_facts
-from ...data.loaders import FaceLoader, FaceSet
+from ...data.face_set import FaceSet
+from ...data.loaders import FaceLoader
 from ...data.metrics import task_score
 from ...data.task import Task, multi_hot
 from ...evaluation.scores import tug_of_war

@@ -24,7 +24,8 @@ from ... import __version__
 from ...core.costs import ResourceUsage
 from ...core.errors import BadInput, check_choice
 from ...core.files import read_tensors, write_tensors
-from ...data.loaders import FaceLoader, FaceSet
+from ...data.face_set import FaceSet
+from ...data.loaders import FaceLoader
 from ...data.splits import simulated_request_rows
 from ...data.task import Batch, Task
 from ...evaluation.simulation import ProxyToW, simulate_requests
