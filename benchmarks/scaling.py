@@ -32,7 +32,7 @@ from one_shui.core.files import write_text
 from one_shui.data.writers import save_faces
 from one_shui.data.toy import toy_faces
 from one_shui.evaluation.rmia import rmia_scores
-from one_shui.evaluation.predictions import compute_metrics
+from one_shui.evaluation.metrics import compute_metrics
 from one_shui.experiments.run import Config, load_image_sets, make_method, original_network
 from one_shui.experiments.run import predict_splits
 from one_shui.methods.contract import apply_method, find_method, prepare_method

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from one_shui.cli.main import main
-from one_shui.models.networks import ModelSpec, create_model, save_model
+from one_shui.models.files import save_model
+from one_shui.models.networks import ModelSpec, create_model
 
 BIN = Path(sys.executable).parent
 QUICK = ["--size", "32", "--epochs", "1", "--set", "metaunlearn.epochs=1"]

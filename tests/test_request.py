@@ -28,7 +28,8 @@ from one_shui.requests.ledger import Ledger, check_receipt, read_key, read_recei
 from one_shui.data.cache import cached_images
 from one_shui.data.face_set import FaceSet, face_set
 from one_shui.core.files import read_header
-from one_shui.models.networks import ModelSpec, create_model, save_model, task_facts, weights_digest
+from one_shui.models.files import save_model, task_facts, weights_digest
+from one_shui.models.networks import ModelSpec, create_model
 from one_shui.requests.own_model import open_any, read_description
 from one_shui.requests.photos import opencv_faces, read_photo
 from one_shui.methods.contract import settings_of

@@ -16,7 +16,8 @@ from one_shui.evaluation.scores import predict
 from one_shui.data.splits import make_splits
 from one_shui.training.distributed import together_callbacks
 from one_shui.data.toy import toy_faces
-from one_shui.training.fit import RECIPES, fit
+from one_shui.training.fit import fit
+from one_shui.training.recipes import RECIPES
 
 RECIPE = replace(RECIPES["toy"], epochs=2, bf16=False, batch_size=27)  # a number that doesn't divide, and a last batch that is small
 VIT = dict(arch="vit_tiny_patch16_224", options=dict(patch_size=16, depth=2))

@@ -23,7 +23,8 @@ from one_shui.methods.scrub import SCRUB, softened_divergence
 from one_shui.methods.ssd import SSD, gradient_size, importance
 from one_shui.core.errors import BadInput
 from one_shui.data.task import Task, task_loss
-from one_shui.training.fit import Recipe, fit
+from one_shui.training.fit import fit
+from one_shui.training.recipes import Recipe
 from one_shui.methods.contract import Artifact, apply_method, find_method, prepare_method
 
 

@@ -35,7 +35,8 @@ from ..evaluation.scores import predict
 from .run import COLUMNS, Config, ImageSets, load_network, load_run, make_method
 from ..methods.contract import apply_method, prepare_method
 from ..models.features import image_features
-from ..models.networks import ModelSpec, create_model, load_model, save_model, task_facts
+from ..models.files import load_model, save_model, task_facts
+from ..models.networks import ModelSpec, create_model
 from ..models.precision import fast
 from ..training.fit import fit
 

@@ -62,7 +62,7 @@ def scored(
     file = Path(folder) / f"{method}-signals.safetensors"
     if not file.exists(): raise BadInput(f"{folder} has no audit of {method}; make it with one-shui audit {folder}")
     held, answers = read_tensors(file)[0], Predictions.load(Path(folder) / f"{method}-answers.parquet")
-    of = {part: answers.part(part).identities for part in ("forget", "test")}
+    of = {part: answers.split(part).identities for part in ("forget", "test")}
     signals, references = ({part: held[part].numpy()[:, which] for part in ATTACKED} for which in (0, slice(1, None)))
     _, ours, theirs = attack(signals, references, of, a, settings)
     return ours, theirs, of["forget"], of["test"]
@@ -115,7 +115,7 @@ def confidence_chart(
     for method in methods:
         answers = Predictions.load(Path(folder) / f"{method}-answers.parquet")
         for name in ("forget", "test"):
-            part = answers.part(name)
+            part = answers.split(name)
             found.append((method, name, np.asarray(confidence(part.task, part.logits, part.targets), dtype=float)))
     low, high = np.quantile(np.concatenate([values for *_, values in found]), [.001, .999])
     at = np.linspace(low, high, 100)
@@ -136,7 +136,7 @@ def people_chart(
     "Each person's mean loss on their forget images, under each network"
     found = []
     for method in methods:
-        part = Predictions.load(Path(folder) / f"{method}-answers.parquet").part("forget")
+        part = Predictions.load(Path(folder) / f"{method}-answers.parquet").split("forget")
         means = pd.Series(part.losses.numpy()).groupby(part.identities).mean()
         found.append(pd.DataFrame(dict(person=means.index, loss=means.to_numpy(), method=method)))
     long = pd.concat(found, ignore_index=True)
@@ -158,7 +158,7 @@ def image_chart(
     "People on the left; a click shows the images of one on the right, under each network"
     found = []
     for method in methods:
-        part = Predictions.load(Path(folder) / f"{method}-answers.parquet").part("forget")
+        part = Predictions.load(Path(folder) / f"{method}-answers.parquet").split("forget")
         number = pd.Series(part.identities).groupby(part.identities).cumcount()
         found.append(pd.DataFrame(dict(person=part.identities, image=number, loss=part.losses.numpy(), method=method)))
     long = pd.concat(found, ignore_index=True)
@@ -186,7 +186,7 @@ def people_table(
     "Each person under each network"
     found: dict[tuple[str, str], pd.Series] = {}
     for method in methods:
-        part = Predictions.load(Path(folder) / f"{method}-answers.parquet").part("forget")
+        part = Predictions.load(Path(folder) / f"{method}-answers.parquet").split("forget")
         ours, _, whose, _ = scored(folder, method, _offset_of(audits, method), settings)
         found["loss", method] = pd.Series(per_person(part.losses.numpy(), part.identities), np.unique(part.identities))
         found["RMIA score", method] = pd.Series(per_person(ours, whose), np.unique(whose))

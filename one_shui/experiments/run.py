@@ -31,15 +31,17 @@ from ..data.readers import READERS, read_faces
 from ..data.splits import Splits, load_splits, make_splits, save_splits
 from ..data.task import Faces
 from ..data.toy import toy_faces
-from ..evaluation.predictions import Predictions, compute_metrics, tow_interval
+from ..evaluation.metrics import compute_metrics
+from ..evaluation.predictions import Predictions, tow_interval
 from ..evaluation.scores import tug_of_war
 from ..methods.contract import Artifact, Prepared, Unlearner, apply_method, find_method
 from ..methods.contract import prepare_method
 from ..methods.settings import published_settings
-from ..models.networks import ModelSpec, check_spec, create_model, load_model, save_model
-from ..models.networks import task_facts, weights_digest
+from ..models.files import load_model, save_model, task_facts, weights_digest
+from ..models.networks import ModelSpec, check_spec, create_model
 from ..training.distributed import together_callbacks
-from ..training.fit import RECIPES, Recipe, fit
+from ..training.fit import fit
+from ..training.recipes import RECIPES, Recipe
 
 # %% ../../nbs/experiments/00_run.ipynb #22acfd9e
 @dataclass(frozen=True)
@@ -413,7 +415,7 @@ def rescore(
         costs = of_method[(of_method["split"] == "all") & (of_method["metric"] != "ToW")].reindex(columns=COLUMNS)
         new = compute_metrics(answers, before, seed=config.score_seed).assign(**head)[COLUMNS]
         rows = pd.concat([part for part in (rows, new, costs) if len(part)], ignore_index=True)
-    rows = add_tow(rows, _tow_intervals(config, folder, rows, "original"), before.part("val").score)
+    rows = add_tow(rows, _tow_intervals(config, folder, rows, "original"), before.split("val").score)
     write_text(folder / "results.csv", rows.to_csv(index=False))
     return rows
 
@@ -443,7 +445,7 @@ def run(
         start = time.perf_counter()
         new = forget(config, folder, name, original, spec, images, progress, log)
         log(f"  done in {time.perf_counter() - start:.0f} s")
-        before = stored_predictions(folder, "original", original, images).part("val").score
+        before = stored_predictions(folder, "original", original, images).split("val").score
         rows = add_tow(pd.concat([rows, new], ignore_index=True) if len(rows) else new, _tow_intervals(config, folder, rows, name), before)
         write_text(file, rows.to_csv(index=False))
     return rows

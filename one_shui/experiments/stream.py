@@ -20,7 +20,8 @@ from ..data.metrics import score_name, task_score
 from ..evaluation.scores import predict
 from .run import TOLERANCE, load_run, prepare_once, ready_method
 from ..methods.contract import apply_method
-from ..models.networks import ModelSpec, weights_digest
+from ..models.files import weights_digest
+from ..models.networks import ModelSpec
 
 # %% ../../nbs/experiments/04_stream.ipynb #cc82517e
 def stream(

@@ -20,7 +20,7 @@ from ..core.files import write_text
 from ..data.face_set import FaceSet
 from ..evaluation.simulation import ProxyToW, simulate_requests
 from ..methods.contract import Unlearner, apply_method, prepare_method, settings_of
-from ..models.networks import weights_digest
+from ..models.files import weights_digest
 
 # %% ../../nbs/experiments/03_tune.ipynb #a5a0990b
 def simulated_tow(

@@ -32,7 +32,7 @@ from ..data.face_set import FaceSet
 from ..data.loaders import FaceLoader
 from ..data.task import task_loss
 from .settings import published_settings
-from ..models.networks import weights_digest
+from ..models.files import weights_digest
 
 # %% ../../nbs/methods/00_contract.ipynb #ae127de4
 @dataclass(frozen=True)

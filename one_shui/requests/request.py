@@ -42,7 +42,7 @@ from ..evaluation.scores import predict, score_interval
 from ..evaluation.simulation import ProxyToW, SimulatedRequest, simulate_requests
 from ..methods.contract import OF_ONE_RUN, Artifact, Unlearner, apply_method, find_method
 from ..methods.contract import prepare_method, settings_of
-from ..models.networks import load_model, weights_digest
+from ..models.files import load_model, weights_digest
 from .ledger import Ledger, now, open_ledger, plain, save_receipt, sign
 from .photos import Detector, read_photo
 
@@ -179,7 +179,7 @@ def prepare_artifact(
     artifact = prepare_method(method, model.network, train, val).artifact
     network, _ = apply_method(method, model.network, artifact, played.support)
     judge = ProxyToW(model.network, val)
-    strangers = judge.strangers(people)
+    strangers = judge.matched_nonmember_score(people)
     rehearsed = dict(people=people, strangers=None if np.isnan(strangers) else strangers,
                      before=_figures(judge, model.network, played), after=_figures(judge, network, played))
     facts = dict(method=method.name, settings=settings, weights=model.weights, crop=crop, size=model.size, made=now(),

@@ -30,14 +30,16 @@ from ..data.cache import cache_folder, image_key
 from ..data.metrics import score_name
 from ..data.splits import Splits, make_splits
 from ..data.task import Faces, Task, fingerprint
-from ..evaluation.predictions import Predictions, compute_metrics, tow_interval
+from ..evaluation.metrics import compute_metrics
+from ..evaluation.predictions import Predictions, tow_interval
 from ..experiments.audit import Attacker, Audit, references
 from ..experiments.run import COLUMNS, SETS, Config, ImageSets, add_tow, apply_and_keep
 from ..experiments.run import check_config, faces_of, load_image_sets, make_method
 from ..experiments.run import method_rows, original_network, prepare_once, ready_method
 from ..experiments.run import settings_from
 from ..methods.contract import Artifact, Prepared, find_method, method_names, settings_of
-from ..models.networks import ModelSpec, load_model
+from ..models.files import load_model
+from ..models.networks import ModelSpec
 from .store import Step, Store, code_version
 
 # %% ../../nbs/scale/01_grid.ipynb #14624919
@@ -352,7 +354,7 @@ def _do_score(store: Store, job: Job, work: Path) -> None:
     described = compute_metrics(answers, original, seed=config.score_seed)
     rows = method_rows(config, method, made, described, Prepared(Artifact()), Cost(), settings_from(config, method))
     rows = rows[rows["split"] != "all"]  # what it cost is in columns here
-    lines = [{**rows.iloc[0], "method": line, "split": split, "metric": score_name(of.task), "value": of.part(split).score}
+    lines = [{**rows.iloc[0], "method": line, "split": split, "metric": score_name(of.task), "value": of.split(split).score}
              for line, of in (("original", original), ("retrain", retrained)) if line != method for split in SETS]
     interval = tow_interval(answers, retrained, seed=config.score_seed)
     rows = add_tow(pd.concat([rows, pd.DataFrame(lines)], ignore_index=True), {method: interval})

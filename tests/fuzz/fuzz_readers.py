@@ -24,7 +24,8 @@ with atheris.instrument_imports(include=["one_shui"]):
     from one_shui.scale.grid import read_grid
     from one_shui.requests.ledger import Ledger, check_receipt, read_receipt
     from one_shui.data.face_set import FaceSet
-    from one_shui.models.networks import ModelSpec, create_model, save_model, task_facts
+    from one_shui.models.files import save_model, task_facts
+    from one_shui.models.networks import ModelSpec, create_model
     from one_shui.methods.key_edit.method import KeyEdit
     from one_shui.requests.own_model import read_description
     from one_shui.requests.photos import read_photo

@@ -35,7 +35,7 @@ from .loss import meta_gradient, moved_parameters, unlearning_step
 from .loss import val_weighted_losses
 from ..settings import published_settings
 from ...models.features import logits_and_features
-from ...models.networks import weights_digest
+from ...models.files import weights_digest
 
 # %% ../../../nbs/methods/metaunlearn/01_method.ipynb #0ff8af6b
 class _Batches(Sequence):

@@ -1,0 +1,73 @@
+"""A module outside the package adds a metric by an entry point, without any edit of the package."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+MODULE = '''
+from one_shui.evaluation.metrics import Metric
+
+
+def mean_margin(inputs):
+    "Mean distance of the forget logits from the decision boundary"
+    return inputs.predictions.split("forget").logits.abs().mean().item()
+
+
+MARGIN = Metric("margin", "forget", mean_margin, "match retrain", shown_in=("grid",))
+'''
+USE = '''
+import json, sys
+import numpy as np, pandas as pd
+from one_shui.data.task import Task
+from one_shui.evaluation.metrics import compute_metrics, metric_names, table_columns
+from one_shui.evaluation.predictions import Predictions
+from one_shui.core.errors import BadInput
+
+rng, classes = np.random.default_rng(0), ("a", "b")
+tables = []
+for name in ("retain", "forget", "val", "test"):
+    people = np.repeat([f"{name} {k}" for k in range(5)], 4)
+    columns = dict(set=name, image=np.arange(20), identity=people)
+    columns |= {f"target_{k}": rng.integers(0, 2, 20) for k in range(2)}
+    tables.append(pd.DataFrame(columns | {f"logit_{k}": rng.normal(size=20).astype("float32") for k in range(2)}))
+predictions = Predictions(Task("multi-label", classes), pd.concat(tables, ignore_index=True))
+try: rows = compute_metrics(predictions).set_index(["split", "metric"])["value"]
+except BadInput as error: sys.exit(str(error))
+margin = predictions.split("forget").logits.abs().mean().item()
+print(json.dumps(dict(names=metric_names(), rows=[list(key) for key in rows.index], columns=list(table_columns("grid")),
+                      equal=bool(rows["forget", "margin"] == margin) if ("forget", "margin") in rows else None)))
+'''
+
+
+def install(folder: Path, entry: str) -> None:
+    "A package as pip would leave it: a module, and a dist-info with an entry point"
+    (folder / "my_metrics.py").write_text(MODULE)
+    info = folder / "my_metrics-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-metrics\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[one_shui.metrics]\nmargin = {entry}\n")
+
+
+def run(*folders: Path) -> subprocess.CompletedProcess:
+    "Compute metrics in a new process that can import from these folders"
+    paths = [*map(str, folders), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return subprocess.run([sys.executable, "-c", USE], env=environment, capture_output=True, text=True)
+
+
+def test_an_outside_module_adds_a_metric(tmp_path):
+    without = json.loads(run().stdout)
+    install(tmp_path, "my_metrics:MARGIN")
+    with_metric = json.loads(run(tmp_path).stdout)
+    assert with_metric["equal"]
+    assert with_metric["rows"] == [*without["rows"], ["forget", "margin"]]
+    assert with_metric["names"] == [*without["names"], "margin"]
+    assert with_metric["columns"] == [*without["columns"], "margin"]
+
+
+def test_an_entry_point_that_is_no_metric_is_refused(tmp_path):
+    install(tmp_path, "my_metrics:mean_margin")
+    done = run(tmp_path)
+    assert done.returncode == 1
+    assert "the entry point 'margin' of one_shui.metrics is a function; it has to be a Metric" in done.stderr
