@@ -182,6 +182,10 @@ def _apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max((a[name] - b[name]).abs().max().item() for name in b) / max(g.abs().max().item() for g in b.values())
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog="Example: python benchmarks/meta_gradient.py --size 64 --patch-size 8 --rounds 1")
 def main(
     arch: Annotated[str, typer.Option(help="Any timm name.")] = "vit_tiny_patch16_224",
     size: Annotated[int, typer.Option(help="Image side in pixels.")] = 64,
@@ -200,4 +204,4 @@ def main(
     typer.echo(json.dumps(found))
 
 
-if __name__ == "__main__": typer.run(main)
+if __name__ == "__main__": app()

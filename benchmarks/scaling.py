@@ -33,9 +33,13 @@ from one_shui.data.writers import save_faces
 from one_shui.data.toy import toy_faces
 from one_shui.evaluation.rmia import rmia_scores
 from one_shui.evaluation.metrics import compute_metrics
-from one_shui.experiments.run import Config, load_image_sets, make_method, original_network
-from one_shui.experiments.run import predict_splits
-from one_shui.methods.contract import apply_method, find_method, prepare_method
+from one_shui.experiments.config import Config
+from one_shui.experiments.image_sets import load_image_sets
+from one_shui.experiments.method_setup import make_method
+from one_shui.experiments.original import original_network
+from one_shui.experiments.rows import predict_splits
+from one_shui.methods.harness import apply_method, prepare_method
+from one_shui.methods.registry import find_method
 
 
 BASE = dict(photos=10, people=200, n_forget=20, width=32)
@@ -163,6 +167,10 @@ def growth_chart(
         alt.Color("step:N", sort=None, scale=alt.Scale(scheme="tableau20")), tooltip=["step", x, "seconds", "peak_mb"])
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog="Example: python benchmarks/scaling.py --out growth.csv --only people=100,400")
 def main(
     out: Annotated[str, typer.Option(help="CSV to write, one row per step and setting.")],
     size: Annotated[int, typer.Option(help="Image side in pixels.", min=8)] = 64,
@@ -184,4 +192,4 @@ def main(
     typer.echo(f"\n{len(rows)} rows: {out}")
 
 
-if __name__ == "__main__": typer.run(main)
+if __name__ == "__main__": app()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from one_shui.experiments.run import Config, load_image_sets
+from one_shui.experiments.config import Config
+from one_shui.experiments.image_sets import load_image_sets
 from one_shui.data.writers import save_faces
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.data.toy import toy_faces

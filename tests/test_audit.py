@@ -17,7 +17,9 @@ from one_shui.evaluation.rmia import membership_signal, rmia_scores
 from one_shui.experiments.audit import Audit, attack, audit, identity_metrics, unlearn_reference
 from one_shui.experiments.audit import view_signals
 from one_shui.cli.main import main
-from one_shui.experiments.run import Config, load_image_sets, load_network, load_run, run
+from one_shui.experiments.config import Config
+from one_shui.experiments.image_sets import load_image_sets
+from one_shui.experiments.run import load_network, load_run, run
 from one_shui.evaluation.identity import relearn
 from one_shui.evaluation.ulira import confidence, ulira, ulira_interval
 from one_shui.models.networks import ModelSpec, create_model

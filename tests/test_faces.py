@@ -16,7 +16,8 @@ from PIL import Image
 
 from one_shui.cli.main import main
 from one_shui.data.quality import check_data
-from one_shui.experiments.run import Config, load_image_sets
+from one_shui.experiments.config import Config
+from one_shui.experiments.image_sets import load_image_sets
 from one_shui.data.datasets.celeba import read_celeba
 from one_shui.data.readers import read_faces
 from one_shui.data.writers import save_faces

@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 import torch
 
-from one_shui import engines
+from one_shui.scale import engines
 from one_shui.cli.main import main
 from one_shui.scale.engines import Engine, attempt
-from one_shui.scale.grid import TIMES, Grid, build_jobs, collect, read_grid, select_cells
+from one_shui.scale.grid import Grid, read_grid, select_cells
+from one_shui.scale.jobs import TIMES, build_jobs, collect
 from one_shui.scale.store import Step, Store
 from one_shui.scale.run_grid import failures, read_rows, run_grid
 from one_shui.core.errors import BadInput
@@ -123,7 +124,7 @@ def test_a_step_that_kills_its_workers_fails_alone(whole, tmp_path, monkeypatch)
     monkeypatch.setattr(engines, "attempt", hopeless)
     _, failed = compute(tmp_path, engine="joblib")
     assert failed["method"].tolist() == ["gradient_ascent"] * 2
-    assert failed["said"].tolist() == ["its worker vanished 4 times; is there enough memory for it?", "needs a step that failed"]
+    assert failed["error"].tolist() == ["its worker was killed 4 times; is there enough memory for it?", "needs a step that failed"]
     expected = numbers(whole).query("method != 'gradient_ascent'").reset_index(drop=True)
     pd.testing.assert_frame_equal(numbers(tmp_path), expected)
 
@@ -191,7 +192,7 @@ def test_a_method_that_fails_fails_alone(copy, whole):
     broken = replace(GRID, variants={"wrong": dict(method="jit", settings=dict(copies=0))})
     rows, failed = compute(copy, broken)
     assert failed["kind"].tolist() == ["unlearn", "score"]
-    assert "non-empty" in failed["said"].iloc[0]
+    assert "non-empty" in failed["error"].iloc[0]
     same(copy, whole)
     run_grid(broken, broken.cells[:1], copy, Engine("in-process"))
     assert failures(copy)["kind"].tolist() == ["unlearn", "score"], "a narrower command doesn't forget what failed"
@@ -215,18 +216,18 @@ def test_the_command(copy, tmp_path, capsys, monkeypatch):
     (file := tmp_path / "tiny.yaml").write_text(json.dumps(dict(config=TINY, over=GRID.over, methods=["gradient_ascent", "prior_labels"])))
     assert one_shui("bench", file, "--out", copy, "--dry-run") == 0
     assert "10 steps, 10 of them done" in capsys.readouterr().out
-    assert one_shui("bench", file, "--out", copy, "--only", "method=original", "--engine", "in-process") == 0
+    assert one_shui("bench", file, "--out", copy, "--select", "method=original", "--engine", "in-process") == 0
     assert "report.html" in capsys.readouterr().out
     assert one_shui("results", copy, "--where", "method=gradient_ascent", "--across", "n_forget", "--form", "csv") == 0
     assert capsys.readouterr().out.startswith("method,3\ngradient_ascent,")
     assert one_shui("report", copy) == 0
-    few = ("--only", "method=gradient_ascent", "--engine", "in-process")
+    few = ("--select", "method=gradient_ascent", "--engine", "in-process")
     assert one_shui("bench", file, "--out", tmp_path / "fresh", *few) == 0, "without the original there is no gain, but all the rest"
-    for words, said in ((("bench", file, "--out", copy, "--only", "sead=1"), "no such field"), (("results", tmp_path), "run a grid"),
+    for words, said in ((("bench", file, "--out", copy, "--select", "sead=1"), "no such field"), (("results", tmp_path), "run a grid"),
                         (("bench", "celeba-subset", "--out", copy), "--root DATA"), (("bench", file, "--out", file), "can't write"),
                         (("bench", "toy", "--out", copy), "holds the grid tiny"),
                         (("bench", file, "--out", copy, "--engine", "slurm"), "ray"),
-                        (("bench", file, "--out", copy, "--only", "method=original,ssdd"), "method=ssdd: no such cell"),
+                        (("bench", file, "--out", copy, "--select", "method=original,ssdd"), "method=ssdd: no such cell"),
                         (("bench", file, "--out", copy, "--views", 2), "add --attack"),
                         (("bench", file, "--out", copy, "--gpus", 1), "--engine ray"),
                         (("bench", file, "--out", copy, "--engine", "in-process", "--workers", 2), "--workers"),
@@ -234,8 +235,8 @@ def test_the_command(copy, tmp_path, capsys, monkeypatch):
                         (("results", copy, "--across", "n_forget", "--by", "access"), "average over method")):
         capsys.readouterr()
         assert one_shui(*words) == 2, words
-        told = capsys.readouterr().err
-        assert said in told and len(told.strip().splitlines()) == 1, told
+        message = capsys.readouterr().err
+        assert said in message and len(message.strip().splitlines()) == 1, message
 
 
 @pytest.mark.parametrize("text,said", [

@@ -9,11 +9,14 @@ import pytest
 import fastcore.test
 
 from one_shui.cli.main import main
-from one_shui.experiments.run import Config, load_run, run
+from one_shui.experiments.config import Config
+from one_shui.experiments.run import load_run, run
 from one_shui.core.intervals import mean_and_interval, paired_interval
-from one_shui.methods.settings import PUBLISHED
+from one_shui.methods.registry import PUBLISHED
 from one_shui.core.errors import BadInput
-from one_shui.methods.contract import METHODS, Artifact, apply_method, find_method, prepare_method
+from one_shui.methods.contract import Artifact
+from one_shui.methods.harness import apply_method, prepare_method
+from one_shui.methods.registry import METHODS, find_method
 
 NAMES = [name for name in METHODS if name != "retrain"]
 
@@ -26,7 +29,7 @@ def quick(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_sees_what_it_declares(images, model, name):
-    "Closed training sets are never touched at the request, and full access isn't given to who didn't ask"
+    "Closed training sets are never read at the request, and a method with full access needs the sets"
     method = quick(name)
     prepared = prepare_method(method, model, images.train, images.val)
     if method.data_access == "full":
@@ -76,6 +79,20 @@ def test_cells_fit_their_methods():
         known = {f.name for f in fields(find_method(name))}
         assert cells and all(cell.values.keys() <= known for cell in cells), name
         assert len({(cell.dataset, cell.family, cell.n_forget) for cell in cells}) == len(cells), name
+
+
+def test_search_spaces_fit_their_methods():
+    for name in METHODS:
+        kind = find_method(name)
+        assert kind.search_space.keys() <= {f.name for f in fields(kind)}, name
+        assert kind.unlearn_epochs > 0 and kind.prepare_epochs > 0
+
+
+def test_for_request_has_the_published_settings():
+    for name, cells in PUBLISHED.items():
+        cell = cells[0]
+        method = find_method(name).for_request(cell.dataset, cell.n_forget, "resnet18" if cell.family == "cnn" else "vit_base_patch16_224")
+        assert {setting: getattr(method, setting) for setting in cell.values} == cell.values
 
 
 def test_costs(images, model):

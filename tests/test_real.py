@@ -6,7 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from one_shui.cli.main import app
-from one_shui.experiments.run import Config, load_image_sets, run
+from one_shui.experiments.config import Config
+from one_shui.experiments.image_sets import load_image_sets
+from one_shui.experiments.run import run
 from one_shui.data.readers import read_faces
 from one_shui.requests.ledger import Ledger
 from one_shui.data.splits import load_splits

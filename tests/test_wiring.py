@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from one_shui.methods.bad_teacher import BadTeacher, fresh_copy
-from one_shui.methods.finetune import FineTune, NegGradPlus, SalUn, quantile
-from one_shui.methods.input_gradients import AMUN, nearest_adversarial
+from one_shui.methods.finetune import FineTune, NegGradPlus
+from one_shui.methods.saliency import quantile
+from one_shui.methods.salun import SalUn
+from one_shui.methods.amun import AMUN, nearest_adversarial
 from one_shui.methods.jit import JiT
 from one_shui.methods.key_edit.method import KeyEdit, answer, carried_back, views, wide_place
 from one_shui.data.loaders import FaceLoader
@@ -16,16 +18,20 @@ from one_shui.methods.metaunlearn.loss import unlearning_step, val_weighted_loss
 from one_shui.methods.metaunlearn.method import MetaUnlearn
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.methods.pgu import PGU, forgetting_loss
-from one_shui.methods.support_steps import AscentToVal, BoundaryShrink, MaskedAscent, nearest_wrong
+from one_shui.methods.ascent import AscentToVal, MaskedAscent
+from one_shui.methods.boundary_shrink import BoundaryShrink, nearest_wrong
 from one_shui.methods.relabel import MaxEntropy, PriorLabels, RandomLabels, soft_loss
 from one_shui.evaluation.scores import predict
 from one_shui.methods.scrub import SCRUB, softened_divergence
-from one_shui.methods.ssd import SSD, gradient_size, importance
+from one_shui.methods.saliency import gradient_size
+from one_shui.methods.ssd import SSD, importance
 from one_shui.core.errors import BadInput
 from one_shui.data.task import Task, task_loss
 from one_shui.training.fit import fit
 from one_shui.training.recipes import Recipe
-from one_shui.methods.contract import Artifact, apply_method, find_method, prepare_method
+from one_shui.methods.contract import Artifact
+from one_shui.methods.harness import apply_method, prepare_method
+from one_shui.methods.registry import find_method
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,23 @@ from typing import Any
 
 # %% ../../nbs/core/04_legacy.ipynb #ce3dfff1
 RENAMED_KEYS = {
+    "judges": "n_meta_val",
+    "lose": "max_score_drop",
     "per_picture": "per_image",
     "pictures": "images",
+    "pictures read": "images read",
     "pictures_read": "images_read",
+    "players": "n_meta_train",
+    "portrait loss after": "support image loss after",
+    "portrait loss before": "support image loss before",
+    "prepare pictures read": "prepare images read",
     "prepare_pictures_read": "prepare_images_read",
+    "rehearsals": "simulations",
+    "rehearsed": "simulated",
+    "spares": "use_covariance",
+    "strangers": "matched_nonmembers",
     "train_pictures": "train_images",
+    "weighs": "per_attribute_gap",
     "with_portraits": "with_support_images",
 }
 

@@ -8,7 +8,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from one_shui.scale.engines import Engine
-from one_shui.scale.grid import TIMES, Grid, build_jobs
+from one_shui.scale.grid import Grid
+from one_shui.scale.jobs import TIMES, build_jobs
 from one_shui.scale.run_grid import read_rows, run_grid
 
 TINY = dict(size=32, epochs=2, recipe="toy", toy=dict(n_people=30, n_photos=6, size=32), arch_options=dict(width=8))

@@ -22,15 +22,20 @@ with atheris.instrument_imports(include=["one_shui"]):
     from one_shui.data.datasets.mufac import read_mufac
     from one_shui.data.datasets.own import read_own
     from one_shui.scale.grid import read_grid
-    from one_shui.requests.ledger import Ledger, check_receipt, read_receipt
+    from one_shui.requests.ledger import Ledger
+    from one_shui.requests.receipts import check_receipt, read_receipt
     from one_shui.data.face_set import FaceSet
     from one_shui.models.files import save_model, task_facts
     from one_shui.models.networks import ModelSpec, create_model
     from one_shui.methods.key_edit.method import KeyEdit
     from one_shui.requests.own_model import read_description
     from one_shui.requests.photos import read_photo
-    from one_shui.requests.request import ForgetRequest, Options, open_model, prepare_artifact
-    from one_shui.requests.request import process_request, read_requests
+    from one_shui.requests.artifact import prepare_artifact
+    from one_shui.requests.case import Options
+    from one_shui.requests.letters import ForgetRequest
+    from one_shui.requests.model import open_model
+    from one_shui.requests.forget import process_request
+    from one_shui.requests.letters import read_requests
     from one_shui.data.splits import load_splits, make_splits, save_splits
     from one_shui.core.errors import BadInput
     from one_shui.data.task import Task

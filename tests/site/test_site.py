@@ -18,7 +18,8 @@ from playwright.sync_api import sync_playwright
 from one_shui.experiments.audit import audit
 from one_shui.experiments.audit_charts import save_audit_report
 from one_shui.scale.engines import Engine
-from one_shui.experiments.run import Config, run
+from one_shui.experiments.config import Config
+from one_shui.experiments.run import run
 from one_shui.scale.grid import Grid
 from one_shui.experiments.results import save_report
 from one_shui.scale.run_grid import run_grid, save_grid_report

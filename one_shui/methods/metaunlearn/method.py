@@ -33,7 +33,7 @@ from ..contract import Artifact, DataAccess, Unlearner, settings_of
 from .loss import MetaLoss, Moved, Objective, Support, loss_sequence
 from .loss import meta_gradient, moved_parameters, unlearning_step
 from .loss import val_weighted_losses
-from ..settings import published_settings
+from ..registry import published_settings
 from ...models.features import logits_and_features
 from ...models.files import weights_digest
 

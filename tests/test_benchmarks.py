@@ -1,0 +1,54 @@
+"""Every benchmark runs at a tiny size and prints what it should."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+def run(name: str, *arguments) -> str:
+    "Run a benchmark in a process of its own; returns what it prints"
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["loaders", "meta_gradient", "rmia", "scaling"])
+def test_help_shows_an_example(name):
+    assert f"python benchmarks/{name}.py" in " ".join(run(name, "--help").split())
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_rmia(views):
+    printed = run("rmia", "--targets", 1000, "--population", 100, "--views", views)
+    assert set(json.loads(printed)) == {"seconds", "peak_mb"}
+
+
+def test_loaders(drawn):
+    arguments = ("--root", drawn, "--rounds", 1, "--size", 32, "--memory-images", 500)
+    results = json.loads(run("loaders", *arguments))
+    assert set(results) == {"cache_seconds", "pil_per_second", "batched_per_second", "ratio",
+                            "step_overhead", "rss_growth_mb"}
+    assert results["ratio"] > 0
+
+
+def test_meta_gradient():
+    size = ("--size", 16, "--people", 2, "--batches", 1, "--batch-size", 4, "--rounds", 1)
+    results = json.loads(run("meta_gradient", "--arch", "small_cnn", *size))
+    assert results["forward_mode"]["passes"] > 0
+    assert results["max_relative_difference"] < 1e-3
+
+
+def test_scaling(tmp_path):
+    file = tmp_path / "growth.csv"
+    arguments = ("--size", 16, "--only", "people=60,80", "--method", "gradient_ascent")
+    assert "no growth is fitted" in run("scaling", "--out", file, *arguments)
+    rows = pd.read_csv(file)
+    assert set(rows["people"]) == {60, 80} and (rows["seconds"] > 0).all()
