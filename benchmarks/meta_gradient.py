@@ -32,8 +32,11 @@ from torch.utils.flop_counter import flop_registry
 from one_shui.core.errors import check_choice
 from one_shui.core.files import read_tensors, write_tensors
 from one_shui.data.task import Batch, Task
-from one_shui.methods.metaunlearn.loss import MetaLoss, MetaStep, Objective, Support, meta_gradient
-from one_shui.methods.metaunlearn.loss import meta_gradient_by_double_backward, val_weighted_losses
+from one_shui.methods.metaunlearn.loss import MetaLoss, Support
+from one_shui.methods.metaunlearn.meta_gradient import MetaStep, meta_gradient
+from one_shui.methods.metaunlearn.objective import Objective
+from one_shui.methods.metaunlearn.meta_gradient import meta_gradient_by_double_backward
+from one_shui.methods.metaunlearn.objective import val_weighted_losses
 from one_shui.models.features import logits_and_features
 from one_shui.models.networks import ModelSpec, check_spec, create_model
 

@@ -11,8 +11,11 @@ from safetensors import safe_open
 from one_shui.evaluation.attacks import loss_attack
 from one_shui.methods.bad_teacher import BadTeacher
 from one_shui.methods.jit import lipschitz_loss
-from one_shui.methods.metaunlearn.loss import MetaLoss, Objective, Support, meta_gradient
-from one_shui.methods.metaunlearn.loss import meta_gradient_by_double_backward, val_weighted_losses
+from one_shui.methods.metaunlearn.loss import MetaLoss, Support
+from one_shui.methods.metaunlearn.meta_gradient import meta_gradient
+from one_shui.methods.metaunlearn.objective import Objective
+from one_shui.methods.metaunlearn.meta_gradient import meta_gradient_by_double_backward
+from one_shui.methods.metaunlearn.objective import val_weighted_losses
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.methods.pgu import PGU
 from one_shui.data.metrics import mean_average_precision
@@ -117,7 +120,7 @@ def tensor_loader(monkeypatch):
     def loader(images, bs=256, shuffle=False, device=None):
         assert not shuffle
         return list(zip(images.x.split(bs), images.y.split(bs), strict=True))
-    for module in ("pgu", "scrub", "bad_teacher"): monkeypatch.setattr(f"one_shui.{module}.FaceLoader", loader)
+    for module in ("pgu", "scrub", "bad_teacher"): monkeypatch.setattr(f"one_shui.methods.{module}.FaceLoader", loader)
 
 
 def network(tensors, facts, prefix="before"):

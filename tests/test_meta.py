@@ -5,8 +5,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from one_shui.methods.metaunlearn.loss import MetaLoss, Objective, Support, meta_gradient
-from one_shui.methods.metaunlearn.loss import meta_gradient_by_double_backward, val_weighted_losses
+from one_shui.methods.metaunlearn.loss import MetaLoss, Support
+from one_shui.methods.metaunlearn.meta_gradient import meta_gradient
+from one_shui.methods.metaunlearn.objective import Objective
+from one_shui.methods.metaunlearn.meta_gradient import meta_gradient_by_double_backward
+from one_shui.methods.metaunlearn.objective import val_weighted_losses
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.data.task import Task
 

@@ -11,10 +11,15 @@ from one_shui.methods.saliency import quantile
 from one_shui.methods.salun import SalUn
 from one_shui.methods.amun import AMUN, nearest_adversarial
 from one_shui.methods.jit import JiT
-from one_shui.methods.key_edit.method import KeyEdit, answer, carried_back, views, wide_place
+from one_shui.methods.key_edit.edit_site import find_edit_site, jacobian_pinv, logits_from_site
+from one_shui.methods.key_edit.method import KeyEdit
+from one_shui.methods.key_edit.statistics import layer_outputs
 from one_shui.data.loaders import FaceLoader
-from one_shui.methods.metaunlearn.loss import MetaLoss, Objective, Support, meta_gradient
-from one_shui.methods.metaunlearn.loss import unlearning_step, val_weighted_losses
+from one_shui.methods.metaunlearn.loss import MetaLoss, Support
+from one_shui.methods.metaunlearn.meta_gradient import meta_gradient
+from one_shui.methods.metaunlearn.objective import Objective
+from one_shui.methods.metaunlearn.loss import unlearning_step
+from one_shui.methods.metaunlearn.objective import val_weighted_losses
 from one_shui.methods.metaunlearn.method import MetaUnlearn
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.methods.pgu import PGU, forgetting_loss
@@ -274,19 +279,19 @@ def test_key_edit_of_a_transformer_moves_one_layer_as_rehearsed(images, transfor
     method = KeyEdit(n_forget=3, strength=(.1, 1., 1.))
     after = forget(method, transformer, images, prepare_method(method, transformer, images.train, images.val).artifact)
     assert [name for name, differs in moved(after, transformer).items() if differs.any()] == ["blocks.1.mlp.fc2.weight"]
-    place = wide_place(transformer, batch(images.train)[0])
+    place = find_edit_site(transformer, batch(images.train)[0])
     assert not torch.allclose(place.gain, torch.tensor(1.), atol=.1)
     change = (transformer.blocks[1].mlp.fc2.weight - after.blocks[1].mlp.fc2.weight).detach()
-    seen = views(transformer, images.val, place)
-    told = answer(transformer, place, seen.before - place.gain * (seen.features @ change.T))
-    assert torch.allclose(told, views(after, images.val).logits, atol=1e-4) and not torch.allclose(told, seen.logits, atol=1e-2)
+    seen = layer_outputs(transformer, images.val, place)
+    told = logits_from_site(transformer, place, seen.head_input - place.gain * (seen.features @ change.T))
+    assert torch.allclose(told, layer_outputs(after, images.val).logits, atol=1e-4) and not torch.allclose(told, seen.logits, atol=1e-2)
 
 
 def test_a_change_is_carried_back_to_the_answer_that_it_is_for(images, transformer):
-    place = wide_place(transformer, batch(images.train)[0])
-    before, step = views(transformer, images.train, place).before.double(), 1e-3
-    back = carried_back(transformer, place, before.float())
-    mean = lambda entry: answer(transformer, place, entry.float()).double().mean(0)
+    place = find_edit_site(transformer, batch(images.train)[0])
+    before, step = layer_outputs(transformer, images.train, place).head_input.double(), 1e-3
+    back = jacobian_pinv(transformer, place, before.float())
+    mean = lambda entry: logits_from_site(transformer, place, entry.float()).double().mean(0)
     moves = torch.stack([(mean(before + step * place.gain * of) - mean(before - step * place.gain * of)) / (2 * step) for of in back.T])
     assert torch.allclose(moves, torch.eye(len(moves)).double(), atol=.05)
 
@@ -322,7 +327,7 @@ class Squashed(Elsewhere):
 @pytest.mark.parametrize("kind, layer", [(Elsewhere, "wide"), (Squashed, "head")])
 def test_only_a_layer_that_reaches_the_answer_is_edited(kind, layer):
     torch.manual_seed(0)
-    assert wide_place(kind().eval(), torch.rand(8, 3, 8, 8)).layer == layer
+    assert find_edit_site(kind().eval(), torch.rand(8, 3, 8, 8)).layer == layer
 
 
 def test_artifacts_are_of_train(images, model):

@@ -78,7 +78,8 @@ def _prepare(options: PrepareOptions) -> None:
     "Prepare an artifact and write it; raises `BadInput`"
     from one_shui.data.cache import cached_images
     from one_shui.data.face_set import face_set
-    from one_shui.data.readers import in_words_of, read_faces
+    from one_shui.data.annotations import align_labels
+    from one_shui.data.readers import read_faces
     from one_shui.data.splits import load_splits
     from one_shui.methods.registry import find_method
     from one_shui.requests.own_model import open_any
@@ -91,7 +92,7 @@ def _prepare(options: PrepareOptions) -> None:
     settings = check_settings(find_method(options.method), settings, "--set")
     opened = open_any(options.model, options.model_spec)
     dataset = read_faces(options.dataset, options.root)
-    split, faces = load_splits(options.splits, dataset), in_words_of(opened.task, dataset)
+    split, faces = load_splits(options.splits, dataset), align_labels(opened.task, dataset)
     progress = sys.stderr.isatty()
     images = cached_images(faces, opened.size, crop=options.crop, progress=progress)
     unlearner = _ready_unlearner(options, opened, settings)

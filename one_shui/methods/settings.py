@@ -99,6 +99,6 @@ METAUNLEARN = (
         "celebahq": {PAPER_SIZES["celebahq"]: _META},
         "mufac": {(5,): dict(epochs=10, lr=1e-2, eta=1e-3),
                   (10,): dict(epochs=3, lr=1e-3, eta=1e-3)}}),
-    tuned_settings("toy", _FEW, epochs=6, lr=1e-3, eta=3e-3, rehearsals=2, patience=3),
+    tuned_settings("toy", _FEW, epochs=6, lr=1e-3, eta=3e-3, simulations=2, patience=3),
     tuned_settings("celeba", _FEW, epochs=3, lr=1e-3, eta=.1),
 )

@@ -14,10 +14,11 @@ import pandas as pd
 from torch import Tensor, nn
 
 from ..core.errors import BadInput
+from ..data.annotations import align_labels
 from ..data.cache import cached_images
 from ..data.face_set import FaceSet, face_set
 from ..data.metrics import score_name, task_score
-from ..data.readers import in_words_of, read_faces
+from ..data.readers import read_faces
 from ..data.task import Faces, Task, image_losses
 from ..evaluation.attacks import threshold_attack
 from ..evaluation.reference_free import forget_gap, rf_jsd
@@ -62,7 +63,7 @@ def check_images(
 ) -> tuple[FaceSet, FaceSet]:  # Of others, of the forget identities
     "Labelled images to compare models on; raises `BadInput` when their labels don't fit the model"
     check_crop(crop, "the crop")
-    faces = in_words_of(model.task, read_faces("own", str(source)))
+    faces = align_labels(model.task, read_faces("own", str(source)))
     images = cached_images(faces, model.size, crop=crop, progress=False)
     is_forget = np.isin(faces.identities, list(identities))
     others = face_set(faces, images, np.flatnonzero(~is_forget))
