@@ -271,7 +271,7 @@ def verify_command(
     "Compare a model before and after unlearning, with confidence intervals over people."
     from one_shui.requests.own_model import open_any
     from one_shui.requests.verify import verify_models
-    models = (open_any(file, model_spec) for file in (before, after))
+    models = open_any(before, model_spec), open_any(after, model_spec)
     typer.echo(verify_models(*models, check, set(identity or ()), crop).to_string())
     if identity:
         typer.echo("\nThreshold attack AUC: 50 is the goal. Well above 50, forget identities are "

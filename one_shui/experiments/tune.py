@@ -8,7 +8,7 @@ __all__ = ['SEARCH_SPACES', 'simulated_tow', 'search_space', 'tune']
 # %% ../../nbs/experiments/10_tune.ipynb #f3b846ee
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -91,7 +91,7 @@ class _Scores:
 # %% ../../nbs/experiments/10_tune.ipynb #22a9937b
 def tune(
     make: type[Unlearner],         # The method
-    grid: dict[str, Iterable],     # By setting: values to try
+    grid: Mapping[str, Iterable],  # By setting: values to try
     model: nn.Module,              # The original network
     train: FaceSet,
     val: FaceSet,

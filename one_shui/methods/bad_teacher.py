@@ -9,11 +9,12 @@ __all__ = ['fresh_copy', 'BadTeacher']
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..data.face_set import FaceSet
 from ..data.loaders import FaceLoader
 from .contract import DataAccess, UnlearnData, Unlearner
 from .scrub import softened_divergence
@@ -69,7 +70,7 @@ class BadTeacher(Unlearner):
         student, device = fast(model, self.bf16), next(model.parameters()).device
         optimizer = torch.optim.SGD(model.parameters(), self.lr, momentum=.9, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
-        for rows_of_epoch in self._epochs(len(data.forget) + len(data.retain)):
+        for rows_of_epoch in self._epochs(len(cast(FaceSet, data.forget)) + len(cast(FaceSet, data.retain))):
             for rows in rows_of_epoch:
                 x, target = teachers.batch(data, rows, device)
                 optimizer.zero_grad()

@@ -8,6 +8,7 @@ __all__ = ['SmallRequest', 'train_small', 'small_request', 'score_sets', 'apply_
 # %% ../../nbs/methods/04_demo.ipynb #62c60b83
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -52,7 +53,7 @@ def small_request(n_forget: int = 3) -> SmallRequest:
     splits = make_splits(faces, n_forget=n_forget)
 
     def images(rows) -> FaceSet:
-        return face_set(faces, faces.images, rows)
+        return face_set(faces, np.asarray(faces.images), rows)
 
     train, val, retain = images(splits.train), images(splits.val), images(splits.request.retain)
     return SmallRequest(train_small(train, val), train_small(retain, val), train, val,

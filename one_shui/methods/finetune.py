@@ -9,11 +9,12 @@ __all__ = ['PairedTraining', 'FineTune', 'NegGradPlus']
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..data.face_set import FaceSet
 from ..data.loaders import FaceLoader
 from ..data.task import Batch, Task, task_loss
 from .contract import DataAccess, UnlearnData, Unlearner
@@ -36,8 +37,9 @@ class PairedTraining(Unlearner):
 
     def pairs(self, data: UnlearnData, device: torch.device) -> Iterator[tuple[Batch, Batch]]:
         "Batches of retain, each with one of forget"
+        sets = cast(tuple[FaceSet, FaceSet], (data.retain, data.forget))
         retain, forget = (FaceLoader(images, self.batch_size, shuffle=True, device=device)
-                          for images in (data.retain, data.forget))
+                          for images in sets)
         return zip(retain, cycle(forget), strict=False)
 
     def unlearn(self, model, artifact, data):

@@ -161,7 +161,7 @@ def _descend(
             model.zero_grad()
             forgetting_loss(support.task, model(x), y).backward()
             for name, weight in weights.items():
-                gradient = weight.grad.flatten(1)
+                gradient = weight.grad.flatten(1)  # type: ignore[union-attr]
                 projected = gradient - gradient @ used[name] @ used[name].T
                 weight.grad = projected.view_as(weight)
             optimizer.step()

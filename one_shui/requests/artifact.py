@@ -162,8 +162,9 @@ def _simulation_in_words(simulated: dict) -> list[str]:
     before, after = simulated["before"], simulated["after"]
     nonmembers = simulated.get("matched_nonmembers")
     sentences = []
-    if None not in (nonmembers, before["forget"]) and before["forget"] < nonmembers + 1:
-        sentences.append(_no_memorization(before["forget"], nonmembers))
+    forget = before["forget"]
+    if nonmembers is not None and forget is not None and forget < nonmembers + 1:
+        sentences.append(_no_memorization(forget, nonmembers))
     if None in (nonmembers, *before.values(), *after.values()):
         return [*sentences, "a request was simulated, but no attribute occurs on some of its "
                             "images, so nothing could be measured"]

@@ -195,7 +195,7 @@ def _decode_row(config: Config) -> tuple:
 
 def _decode_rows(jobs: list[Job]) -> list[tuple]:
     "A row per dataset, size and crop that has to be decoded"
-    configs = {}
+    configs: dict[tuple, Config] = {}
     for job in jobs:
         config = job.config
         if job.step.kind != "pretrain" or not config.cached: continue

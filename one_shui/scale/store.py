@@ -261,8 +261,8 @@ def _assigned_names(statement: ast.stmt) -> list[str]:
 def _add_statement(code: ModuleCode, statement: ast.stmt, package: str) -> None:
     "Sort one statement of a module into definitions, imports or effects"
     if isinstance(statement, ast.Import | ast.ImportFrom):
-        for local, name in _imported_names(statement, code.module, package).items():
-            code.imports.setdefault(local, []).append(name)
+        for local, imported in _imported_names(statement, code.module, package).items():
+            code.imports.setdefault(local, []).append(imported)
         return
     names = []
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
