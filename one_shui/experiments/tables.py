@@ -16,8 +16,9 @@ import pandas as pd
 
 from ..core.errors import BadInput, check_choice
 from ..core.intervals import interval_text, mean_and_interval
+from ..evaluation.metrics import table_columns
 from .config import Config
-from .results import SCHEME, TABLE_COLUMNS, named_score
+from .results import SCHEME, named_score
 
 # %% ../../nbs/experiments/09_tables.ipynb #9d086b99
 PLACE = ["dataset", "arch", "n_forget", "seed"]
@@ -136,9 +137,9 @@ def _spread(rows: pd.DataFrame, lines: list[str], across: str, metric: str) -> p
 
 
 def _usual(rows: pd.DataFrame, lines: list[str]) -> pd.DataFrame:
-    "The columns of `TABLE_COLUMNS`, over-forgot and seconds"
+    "The columns of the registered metrics, over-forgot and seconds"
     columns = {}
-    for heading, (split, metric) in TABLE_COLUMNS.items():
+    for heading, (split, metric) in table_columns("grid").items():
         values = rows[(rows["split"] == split) & (rows["metric"] == metric)]
         columns[heading] = values.groupby(lines, sort=False)["value"].agg(interval_text)
     over = rows[rows["metric"] == "over_forgot"].groupby(lines, sort=False)["value"]

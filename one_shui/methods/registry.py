@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 
 from ..core.errors import BadInput
 from .contract import Unlearner
-from .settings import METAUNLEARN, PublishedSettings, nearest_settings
+from .settings import PublishedSettings, nearest_settings
 
 # %% ../../nbs/methods/02_registry.ipynb #079b5b9b
 METHODS: dict[str, "type[Unlearner] | str"] = {
@@ -68,16 +68,12 @@ def register(method: type[Unlearner]) -> type[Unlearner]:
     return method
 
 # %% ../../nbs/methods/02_registry.ipynb #8b7ccf4c
-_LISTED_APART = {"metaunlearn": METAUNLEARN}  # Entries that are not attributes of their class
-
-
 def published_entries(
     method: str,   # Its name
 ) -> tuple[PublishedSettings, ...]:
     "All published settings of a method; an unknown method has none"
-    try: own = find_method(method).published
+    try: return find_method(method).published
     except BadInput: return ()
-    return own or _LISTED_APART.get(method, ())
 
 # %% ../../nbs/methods/02_registry.ipynb #927b20f6
 def published_settings(

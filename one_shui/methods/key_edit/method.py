@@ -51,6 +51,8 @@ class KeyEdit(Unlearner):
     name: ClassVar[str] = "key_edit"
     data_access: ClassVar[DataAccess] = "statistics"
     source: ClassVar[str] = "ours; closed form of Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023"
+    search_space: ClassVar[dict[str, tuple]] = dict(rank=(1, 4, 8))
+    prepare_epochs: ClassVar[float] = 2.1
     n_forget: int = 20              # Identities per simulated request; the size of the real request
     edits: Edits = "wide"           # The wide layer before the last norm if there is one; or the last
     keeps: Keeps = "keys"           # Record of each person: keys and gaps, gaps alone, or nothing
