@@ -19,10 +19,10 @@ PRIVATE = re.compile("|".join((  # Words of an earlier vocabulary
     r"\bportraits?\b", r"\bpictures?\b", r"\bwho (?:asks?|asked)\b", r"\basking people\b", r"\baskers?\b", r"\bstrangers?\b",
     r"\bplayed\b", r"\bplayers?\b", r"\brehears\w*", r"\bpractis\w*", r"\bby heart\b", r"\bJudge\b", r"\bhandover\b",
     r"\b[Hh]anded? over\b", r"\bmemory_gap\b", r"\bstrangers_score\b", r"\bplay_requests\b", r"\bgo_on\b", r"\bcarried_back\b",
-    r"\bverdicts?\b", r"\bsiblings\b", r"\bspared\b", r"\bspares\b", r"\bweighs\b")))
+    r"\bverdicts?\b", r"\bsiblings\b")))
 DEFINED = {"ask", "describe", "verdict", "lend", "told", "needs", "later", "doubts", "rehearse_with", "Meter", "Spent", "Seen", "Place",
-           "apart", "_pull", "_carry_back", "_play", "_judge", "_tired", "look", "back", "reach", "lose", "know", "push", "do", "only",
-           "keep", "plan", "say", "Answers", "Played"}
+           "apart", "_pull", "_carry_back", "_play", "_judge", "_tired", "look", "back", "reach", "lose", "spares", "weighs", "know", "push", "do", "only",
+           "plan", "say", "Answers", "Played"}
 TERMS = ("memorization", "hyperparameter", "validation set", "retain set", "forget set", "support image", "membership inference",
          "baseline", "ablation")
 

@@ -16,6 +16,7 @@ RENAMED_KEYS = {
     "judges": "n_meta_val",
     "lose": "max_score_drop",
     "per_picture": "per_image",
+    "picture": "image",
     "pictures": "images",
     "pictures read": "images read",
     "pictures_read": "images_read",

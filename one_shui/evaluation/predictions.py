@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..core.errors import BadInput
 from ..core.files import write_file
 from ..core.intervals import interval_around
+from ..core.legacy import RENAMED_KEYS
 from ..data.face_set import FaceSet
 from ..data.metrics import task_score
 from ..data.task import Task, image_losses
@@ -119,7 +120,7 @@ def _read_parquet(file: str | Path) -> tuple[pd.DataFrame, dict]:
         arrow = pq.read_table(file)
         facts = json.loads(arrow.schema.metadata[b"one_shui"])
         Task(facts["kind"], tuple(facts["classes"]))
-        return arrow.to_pandas().rename(columns={"picture": "image"}), facts
+        return arrow.to_pandas().rename(columns=RENAMED_KEYS), facts
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"can't read predictions from {file}: {type(error).__name__}; "
                        "run the method again") from error
