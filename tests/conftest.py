@@ -52,7 +52,8 @@ def cache(monkeypatch, tmp_path_factory):
 def clean_process():
     "Makes processes that have imported everything and hold no thread of this one"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["one_shui.requests.request", "one_shui.requests.own_model", "one_shui.experiments.tables", "one_shui.cli.main", "hypothesis"])
+    context.set_forkserver_preload(["one_shui.requests.forget", "one_shui.requests.own_model",
+                                    "one_shui.experiments.tables", "one_shui.cli.main", "hypothesis"])
     def start(target, *arguments):
         process = context.Process(target=target, args=arguments, daemon=True)
         process.start()

@@ -95,7 +95,8 @@ def test_meta_unlearn(file, gradient):
     support = Support(tensors["support.x"], tensors["support.y"], torch.searchsorted(identities, tensors["support.id"]))
     forget, val = (batches(tensors, name, facts["batch_size"]) for name in ("forget", "val"))
     objective = Objective(facts["loss_type"], facts["forget_loss"], facts["weigh_by_one_minus_accuracy"], absent=0.)
-    step = gradient(model, meta_loss, support, forget, val, val_weighted_losses(model, task, val, objective), facts["meta_lr"], objective, "leaves")
+    val_losses = val_weighted_losses(model, task, val, objective)
+    step = gradient(model, meta_loss, support, forget, val, val_losses, facts["meta_lr"], objective, "leaves")
     assert step.objective == pytest.approx(facts["aux_loss"], rel=1e-5)
     assert step.meta_loss * len(support.x) == pytest.approx(facts["meta_loss"], rel=1e-5)  # the file has the sum over S
     for name, golden in part(tensors, "phi_grad").items(): assert_close(step.gradient[name], golden)

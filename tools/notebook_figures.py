@@ -21,7 +21,8 @@ PRIVATE = re.compile("|".join((  # Words of an earlier vocabulary
     r"\b[Hh]anded? over\b", r"\bmemory_gap\b", r"\bstrangers_score\b", r"\bplay_requests\b", r"\bgo_on\b", r"\bcarried_back\b",
     r"\bverdicts?\b", r"\bsiblings\b")))
 DEFINED = {"ask", "describe", "verdict", "lend", "told", "needs", "later", "doubts", "rehearse_with", "Meter", "Spent", "Seen", "Place",
-           "apart", "_pull", "_carry_back", "_play", "_judge", "_tired", "look", "back", "reach", "lose", "spares", "weighs", "know", "push", "do", "only",
+           "apart", "_pull", "_carry_back", "_play", "_judge", "_tired", "look", "back", "reach", "lose", "spares", "weighs",
+           "know", "push", "do", "only",
            "plan", "say", "Answers", "Played"}
 TERMS = ("memorization", "hyperparameter", "validation set", "retain set", "forget set", "support image", "membership inference",
          "baseline", "ablation")

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from ..core.files import canonical, read_json
 # %% ../../nbs/requests/07_ledger.ipynb #ad6efa51
 def utc_now() -> str:
     "The time in UTC to the second, in ISO format"
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 # %% ../../nbs/requests/07_ledger.ipynb #6aca762e
 _LINE = dict(n=int, time=str, event=Literal["started", "done", "refused"], request=str,

@@ -136,7 +136,8 @@ def plant(name: str, seed: Path) -> None:
     elif name == "model": small_model(seed)
     elif name == "answers":
         task = Task("multi-class", ("a", "b"))
-        Predictions(task, pd.DataFrame(dict(set=["forget"], image=[0], identity=["p"], target_0=[0], logit_0=[1.], logit_1=[0.]))).save(seed)
+        row = dict(set=["forget"], image=[0], identity=["p"], target_0=[0], logit_0=[1.], logit_1=[0.])
+        Predictions(task, pd.DataFrame(row)).save(seed)
 
 
 def main() -> None:
