@@ -172,11 +172,28 @@ def test_the_first_page_is_light(page, address):
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (SITE.parent / "nbs/tutorials").glob("*.ipynb")))
 def test_a_tutorial_says_what_it_is_for(name):
-    assert "After this page" in (SITE / f"{name}.html").read_text(encoding="utf-8")
+    assert "After this page" in (SITE / f"tutorials/{name}.html").read_text(encoding="utf-8")
+
+
+def test_a_chapter_is_folded_and_lists_its_pages():
+    text = (SITE / "methods/index.html").read_text(encoding="utf-8")
+    assert "ssd.html" in text and "metaunlearn/index.html" in text
+    assert "toctree-checkbox" in text, "the sidebar has no folded chapters"
+
+
+def test_a_page_of_a_method_has_its_source_folded():
+    text = (SITE / "methods/ssd.html").read_text(encoding="utf-8")
+    assert text.count('<details class="source">') >= 3 and "<summary>Source</summary>" in text
+
+
+def test_pages_show_faces_and_charts():
+    pages = [(SITE / name).read_text(encoding="utf-8") for name in PAGES]
+    assert sum("data-chart" in text for text in pages) >= 30
+    assert sum("_images/" in text for text in pages) >= 10
 
 
 def test_the_first_page_says_what_this_is():
-    assert "The training images are gone." in (SITE / "index.html").read_text(encoding="utf-8")
+    assert "The training images are gone" in (SITE / "index.html").read_text(encoding="utf-8")
 
 
 def test_a_card_for_those_who_link_here():
