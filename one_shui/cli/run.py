@@ -210,10 +210,13 @@ def audit_command(
     import pandas as pd
 
     from one_shui.core.errors import check_choice
-    from one_shui.experiments.audit import Audit, Pushed, audit, audit_table
+    from one_shui.experiments.audit import audit
+    from one_shui.experiments.audit_metrics import Audit
+    from one_shui.experiments.audit_references import UnlearnedReferences
+    from one_shui.experiments.audit_tables import audit_table
     from one_shui.experiments.audit_charts import save_audit_report
-    check_choice("--unlearned-references", references, get_args(Pushed))
-    settings = Audit(views=views, pushed=references, seed=seed)  # type: ignore[arg-type]
+    check_choice("--unlearned-references", references, get_args(UnlearnedReferences))
+    settings = Audit(views=views, unlearned_references=references, seed=seed)  # type: ignore[arg-type]
     names = None if method is None else split_names(method)
     audits = audit(run, names, settings, sys.stderr.isatty(), typer.echo)
     results = pd.read_csv(Path(run) / "results.csv")

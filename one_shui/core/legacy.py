@@ -14,6 +14,7 @@ from typing import Any
 # %% ../../nbs/core/04_legacy.ipynb #ce3dfff1
 RENAMED_KEYS = {
     "judges": "n_meta_val",
+    "linkage AUC of strangers": "linkage AUC of non-members",
     "lose": "max_score_drop",
     "per_picture": "per_image",
     "picture": "image",
@@ -25,6 +26,7 @@ RENAMED_KEYS = {
     "portrait loss before": "support image loss before",
     "prepare pictures read": "prepare images read",
     "prepare_pictures_read": "prepare_images_read",
+    "pushed": "unlearned_references",
     "rehearsals": "simulations",
     "rehearsed": "simulated",
     "spares": "use_covariance",

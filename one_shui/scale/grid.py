@@ -16,7 +16,7 @@ import yaml
 from ..core.errors import BadInput, check_facts
 from ..core.files import canonical
 from ..core.legacy import new_keys
-from ..experiments.audit import Audit
+from ..experiments.audit_metrics import Audit
 from ..experiments.config import Config
 from ..experiments.method_setup import check_config
 from ..methods.registry import method_names

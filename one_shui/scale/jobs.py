@@ -30,7 +30,9 @@ from ..data.splits import Splits, make_splits
 from ..data.task import Faces, Task, fingerprint
 from ..evaluation.metrics import compute_metrics
 from ..evaluation.predictions import Predictions, tow_interval
-from ..experiments.audit import Attacker, Audit, references
+from ..experiments.audit import Attacker
+from ..experiments.audit_metrics import Audit
+from ..experiments.audit_references import references
 from ..experiments.config import Config
 from ..experiments.image_sets import ImageSets, load_image_sets, read_dataset
 from ..experiments.method_setup import make_method, ready_method, settings_from

@@ -23,7 +23,8 @@ from ..core.errors import BadInput
 from ..core.files import write_file, write_text
 from ..core.legacy import RENAMED_KEYS, new_keys
 from ..data.cache import DecodedImages, cache_file
-from ..experiments.audit import Audit, audit_table
+from ..experiments.audit_metrics import Audit
+from ..experiments.audit_tables import audit_table
 from ..experiments.config import Config
 from ..experiments.pages import chart_html, save_page
 from ..experiments.tables import gain_chart, grid_table, place_columns, with_gain
