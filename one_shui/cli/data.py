@@ -79,7 +79,7 @@ def _read_names(file: str | None) -> set[str] | None:
         raise BadInput(f"can't read the names in {file}: {error}") from error
     return {line.strip() for line in lines if line.strip()}
 
-
+# %% ../../nbs/cli/04_data.ipynb #c228cd99
 @data.command(name="split", epilog=examples(
     "data split --dataset own --root faces --out splits.json",
     "data split --dataset own --root faces --unseen non-members.txt --out splits.json"))

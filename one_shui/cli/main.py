@@ -31,7 +31,7 @@ def _short_warning(message, *_, **__) -> str:
     "A warning in one line, without its place in the code"
     return f"note: {' '.join(str(message).split())}\n"
 
-
+# %% ../../nbs/cli/00_main.ipynb #4af0405b
 def main() -> None:
     "The console script"
     warnings.formatwarning = _short_warning

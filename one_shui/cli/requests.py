@@ -39,7 +39,7 @@ class PrepareOptions:
     held_out: str | None
     seed: int
 
-
+# %% ../../nbs/cli/03_requests.ipynb #7794159c
 def _check_prepare(options: PrepareOptions) -> None:
     "Raise `BadInput` for options that can't work"
     from one_shui.methods.registry import find_method
@@ -154,7 +154,7 @@ class ForgetOptions:
     settings: list[str] | None
     seed: int | None
 
-
+# %% ../../nbs/cli/03_requests.ipynb #0fc768f3
 def _check_forget(options: ForgetOptions) -> None:
     "Raise `BadInput` for options that contradict each other"
     if (options.artifact is None) == (options.method is None):
@@ -174,7 +174,7 @@ def _read_people(options: ForgetOptions) -> list:
     photos = tuple(Path(photo) for photo in options.photo or [])
     return [ForgetRequest(str(options.identity), photos, labels)]
 
-
+# %% ../../nbs/cli/03_requests.ipynb #b3e204ee
 def _print_receipt(receipt: dict, options: ForgetOptions) -> None:
     "Print a receipt, and where the files are"
     for title in ("what_was_done", "could_not_be_measured", "proves", "does_not_prove"):

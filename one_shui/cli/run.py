@@ -42,7 +42,7 @@ def _method_names(text: str) -> tuple[str, ...]:
     from one_shui.methods.registry import method_names
     return tuple(method_names()) if text == "all" else split_names(text)
 
-
+# %% ../../nbs/cli/02_run.ipynb #d08976c2
 def _config(facts: dict[str, Any]) -> Any:
     "Options of `run` as a config; raises `BadInput`"
     from one_shui.experiments.config import Config

@@ -173,14 +173,14 @@ def _glasses(photo: Any, look: _Look) -> list[Shape]:
     width = look.eye_x + .15
     return [(_curve(look.turn, -.1 + y, width, 0, .018), (25, 25, 30)) for y in (-.13, .11)]
 
-
+# %% ../../nbs/data/13_drawing.ipynb #0f56f08a
 def _hat(photo: Any, look: _Look) -> list[Shape]:
     if not photo.hat: return []
     felt = _colour(photo.shirt_hue + .4, .4, .9)
     brim = _curve(0, -.62, look.width + .25, 0, .06)
     return [(_oval(0, -.85, look.width, .35), felt), (brim, _darker(felt, .75))]
 
-
+# %% ../../nbs/data/13_drawing.ipynb #f68ebe59
 def _earrings(photo: Any, look: _Look) -> list[Shape]:
     if not photo.earrings: return []
     x = look.width + .02

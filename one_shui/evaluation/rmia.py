@@ -79,7 +79,7 @@ def _probabilities(a: float, gamma: float, ndim: int, **sets) -> list[np.ndarray
                            "a probability is in (0, 1]. Losses won't do")
     return list(arrays.values())
 
-
+# %% ../../nbs/evaluation/05_rmia.ipynb #e6ecb0a4
 def _check_references(name: str, references: np.ndarray, p: np.ndarray) -> None:
     "Raise `BadInput` unless references fit the signals of the attacked network"
     fits = len(references) == len(p) and references.shape[2:] == p.shape[1:]
@@ -106,7 +106,7 @@ def rmia_votes(
     blocks = [_majority(x[start:start + rows], z, gamma) for start in range(0, len(x), rows)]
     return np.concatenate(blocks)
 
-
+# %% ../../nbs/evaluation/05_rmia.ipynb #f253feab
 def _majority(x: np.ndarray, z: np.ndarray, gamma: float) -> np.ndarray:
     "(n,) share of population images that more than half of the views exceed"
     votes = np.zeros((len(x), len(z)), dtype=np.int16)

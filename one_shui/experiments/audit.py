@@ -76,7 +76,7 @@ def relearn_trials(
     return [RelearnTrial(name, training, scored, _task_score(original, scored))
             for name, training, scored in sets]
 
-
+# %% ../../nbs/experiments/14_audit.ipynb #ef041404
 def _task_score(network: nn.Module, images: FaceSet) -> float:
     "mAP or accuracy, in [0, 1]"
     return task_score(images.task, predict(fast(network), images), images.targets)
@@ -151,7 +151,7 @@ def stored_signals(
     return ({part: values[:, 0] for part, values in signals.items()},
             {part: values[:, 1:] for part, values in signals.items()})
 
-
+# %% ../../nbs/experiments/14_audit.ipynb #4e929c43
 def _write_signals(
     file: Path, networks: list[nn.Module], images: ImageSets, settings: Audit,
 ) -> None:
@@ -217,7 +217,7 @@ def audit(
         write_text(folder / "audit.csv", rows.to_csv(index=False))
     return rows
 
-
+# %% ../../nbs/experiments/14_audit.ipynb #ad411cf0
 def _methods_left(
     results: pd.DataFrame, rows: pd.DataFrame, methods: tuple[str, ...] | None,
 ) -> list[str]:
@@ -226,7 +226,7 @@ def _methods_left(
     return [name for name in results["method"].unique()
             if name in wanted and name not in set(rows["method"])]
 
-
+# %% ../../nbs/experiments/14_audit.ipynb #39d0e5af
 def _with_run_columns(new: pd.DataFrame, results: pd.DataFrame, name: str) -> pd.DataFrame:
     "Rows of one method with the columns of `run`, e.g. dataset, seed and access"
     first = results[results["method"] == name].iloc[0].drop(new.columns, errors="ignore")

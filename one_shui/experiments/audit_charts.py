@@ -128,7 +128,7 @@ def roc_chart(
         width=360, height=320, title="RMIA with bands over people",
         description=_describe(aucs, "AUC {:.2f}"))
 
-
+# %% ../../nbs/experiments/16_audit_charts.ipynb #a48e883f
 def _roc_layers(long: pd.DataFrame, methods: tuple[str, ...]) -> alt.LayerChart | alt.FacetChart:
     "Bands, curves and the line of chance"
     floor = long["fpr"].min() / 2
@@ -235,7 +235,7 @@ def image_chart(
               _image_lines(long, methods, selected).properties(width=220, height=16 * len(order)))
     return alt.hconcat(*charts).properties(title="Loss of each image", description=description)
 
-
+# %% ../../nbs/experiments/16_audit_charts.ipynb #1199713d
 def _person_marks(
     long: pd.DataFrame, methods: tuple[str, ...], order: list[str], selected: alt.Parameter,
 ) -> alt.Chart:
@@ -247,7 +247,7 @@ def _person_marks(
         opacity=alt.condition(selected, alt.value(1.), alt.value(.35)))
     return marks.add_params(selected).properties(width=200, height=16 * len(order))
 
-
+# %% ../../nbs/experiments/16_audit_charts.ipynb #b68e8fd2
 def _image_lines(
     long: pd.DataFrame, methods: tuple[str, ...], selected: alt.Parameter,
 ) -> alt.Chart:
@@ -293,7 +293,7 @@ def cost_chart(
     return alt.layer(*_cost_marks(shown), line).properties(
         width=440, height=300, title="ToW and cost of each method", description="; ".join(texts))
 
-
+# %% ../../nbs/experiments/16_audit_charts.ipynb #c86d4ff4
 def _cost_marks(shown: pd.DataFrame) -> tuple[alt.Chart, alt.Chart]:
     "A circle per method, and its name"
     base = alt.Chart(shown).encode(
@@ -346,7 +346,7 @@ def save_audit_report(
         sections.append(("Without a retrained network", _table_html(correlations.to_frame())))
     return save_page(Path(folder) / "audit.html", "Audit of a run", sections)
 
-
+# %% ../../nbs/experiments/16_audit_charts.ipynb #0c8496ae
 def _shown_methods(results: pd.DataFrame, audits: pd.DataFrame) -> tuple[str, ...]:
     "The two reference lines and the three audited methods with the highest ToW"
     lines = ["original", "retrain"]

@@ -130,7 +130,7 @@ def attack(
     return _percent([*_rmia_rows(scores, identities, "", settings.seed),
                      *_rmia_rows(of_people, names, " of people", settings.seed)])
 
-
+# %% ../../nbs/experiments/13_audit_metrics.ipynb #ca85bf8a
 def _percent(rows: list[tuple]) -> list[tuple]:
     "Rows with values and intervals in percent"
     return [(name, *(100 * value for value in values)) for name, *values in rows]
@@ -169,7 +169,7 @@ def identity_metrics(
     return _percent([(name, *_mean_over_people(of_people, settings.seed))
                      for name, of_people in values.items()])
 
-
+# %% ../../nbs/experiments/13_audit_metrics.ipynb #ce6004af
 def _linkage_of_halves(features: Tensor, identities: np.ndarray, seed: int) -> np.ndarray:
     "Linkage of one half of the people, with the other half as non-members"
     one, two = split_people(identities, seed)

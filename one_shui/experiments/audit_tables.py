@@ -62,7 +62,7 @@ def anamnesis_table(
     steps.columns = [str(name).removesuffix(" relearn steps") for name in steps.columns]
     return pd.concat({trial: _relearn_summary(steps[trial]) for trial in steps}, axis=1)
 
-
+# %% ../../nbs/experiments/15_audit_tables.ipynb #322097e4
 def _relearn_summary(
     steps: pd.Series,  # By method and seed; infinite: not recovered
 ) -> pd.DataFrame:

@@ -84,7 +84,7 @@ def check_training(config: Config) -> None:
     if config.weights and not Path(config.weights).is_file():
         raise BadInput(f"no weights file {config.weights}")
 
-
+# %% ../../nbs/experiments/00_config.ipynb #c2cf9933
 def _check_positive(config: Config) -> None:
     "Raise `BadInput` for a request without people or a training without epochs"
     if config.n_forget < 1:

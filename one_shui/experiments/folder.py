@@ -31,7 +31,7 @@ def _merged(config: Config, folder: Path) -> dict:
     methods = list(dict.fromkeys([*old["methods"], *new["methods"]]))
     return dict(new, methods=methods, settings=old["settings"] | new["settings"])
 
-
+# %% ../../nbs/experiments/03_folder.ipynb #7af3a0e5
 def _check_same(old: dict, new: dict, folder: Path) -> None:
     "Raise `BadInput` when two configs differ in more than their methods and the dataset's place"
     fix = "choose another folder (--out DIR)"

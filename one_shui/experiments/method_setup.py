@@ -54,7 +54,7 @@ def check_config(config: Config) -> None:
                        f"{', '.join(config.methods)}")
     for name in config.methods: _check_method(config, name)
 
-
+# %% ../../nbs/experiments/04_method_setup.ipynb #c21c07c5
 def _check_method(config: Config, name: str) -> None:
     "Raise `BadInput` for an unknown method, or a setting of an unknown name or wrong type"
     make_method(config, name)

@@ -33,7 +33,7 @@ def _score_text(rows: pd.DataFrame) -> str:
     if pd.isna(low) or low == high: return f"{value:.2f}"
     return f"{value:.2f} [{low:.1f}, {high:.1f}]"
 
-
+# %% ../../nbs/experiments/08_results.ipynb #0a7f76ef
 def _over_forgot_text(values: pd.Series) -> str:
     "Whether a method over-forgot: no, yes, or in how many runs"
     if values.empty: return "–"
@@ -52,7 +52,7 @@ def _table_row(rows: pd.DataFrame) -> dict[str, str]:
     cells["seconds"] = interval_text(rows.drop_duplicates("seed")["seconds"])
     return cells
 
-
+# %% ../../nbs/experiments/08_results.ipynb #83c813c3
 def result_table(
     rows: pd.DataFrame,  # As from `run`, of one or several runs
 ) -> pd.DataFrame:       # Text, one row per method
@@ -84,7 +84,7 @@ def _score_name(rows: pd.DataFrame) -> str:
     "The metric of the task"
     return "accuracy" if "accuracy" in set(rows["metric"]) else "mAP"
 
-
+# %% ../../nbs/experiments/08_results.ipynb #5bed06c2
 def score_chart(
     rows: pd.DataFrame,  # As from `run`
 ) -> alt.TopLevelMixin:
@@ -170,7 +170,7 @@ def _memorized(rows: pd.DataFrame, wide: pd.DataFrame) -> str:
             f"{name}, the retrained network {unseen:.1f} %. The difference of "
             f"{seen - unseen:.1f} points measures memorization{caution}.")
 
-
+# %% ../../nbs/experiments/08_results.ipynb #66a1fbb2
 def _best_method(rows: pd.DataFrame, wide: pd.DataFrame) -> list[str]:
     "The method with the highest ToW among those that need no training data at the request"
     tow, access = wide[("all", "ToW")], rows.groupby("method")["access"].first()
@@ -182,7 +182,7 @@ def _best_method(rows: pd.DataFrame, wide: pd.DataFrame) -> list[str]:
     return [f"Without training data, {best} comes closest to the retrained network: "
             f"ToW {tow[best]:.1f}, {verb} that of the original network ({original:.1f})."]
 
-
+# %% ../../nbs/experiments/08_results.ipynb #af0b3f97
 def _unchanged(wide: pd.DataFrame) -> list[str]:
     "The methods whose scores equal those of the original network"
     scores = wide[[(part, "score") for part in ("retain", "forget", "test")]]
@@ -199,7 +199,7 @@ def _run_charts(rows: pd.DataFrame, folder: Path) -> str:
     if "ToW" in set(rows["metric"]): charts.insert(0, chart_html("tow", tow_chart(rows)))
     return "\n".join(charts)
 
-
+# %% ../../nbs/experiments/08_results.ipynb #81f71e77
 def _run_settings(folder: Path) -> str:
     "The values of a run's config that are set, as HTML"
     values = json.loads((folder / "config.json").read_text())

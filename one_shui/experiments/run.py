@@ -179,7 +179,7 @@ def _rows_of(current: Run, name: str) -> pd.DataFrame:
     return method_rows(config, name, make_method(config, name), current.measure(predictions),
                        prepared, cost, settings_from(config, name))
 
-
+# %% ../../nbs/experiments/06_run.ipynb #25f3e551
 def _progress_line(current: Run, name: str) -> str:
     "What happens next, in words"
     people = current.image_sets.splits.request.n_forget
@@ -238,7 +238,7 @@ def _check_sizes(images: ImageSets) -> None:
             raise BadInput(f"{name} has only {few} images, and attacks need 5; "
                            "use more people, more images or a smaller --n-forget")
 
-
+# %% ../../nbs/experiments/06_run.ipynb #eee2752d
 def _with_method(current: Run, rows: pd.DataFrame, name: str) -> pd.DataFrame:
     "The rows of a run with those of one more method, written to `results.csv`"
     start = time.perf_counter()
@@ -261,7 +261,7 @@ def open_run(
         raise BadInput(f"{folder} has no original network yet; finish the run first")
     return Run(config, Path(folder))
 
-
+# %% ../../nbs/experiments/06_run.ipynb #08c83db6
 def load_run(
     folder: str | Path,  # Of a run that has its original network
 ) -> tuple[Config, ImageSets, nn.Module]:
@@ -269,7 +269,7 @@ def load_run(
     opened = open_run(folder)
     return opened.config, opened.image_sets, opened.original
 
-
+# %% ../../nbs/experiments/06_run.ipynb #334f927e
 def load_network(
     folder: str | Path,  # Of a run that has its original network
     method: str,         # Whose network, e.g. "retrain"
@@ -310,7 +310,7 @@ def rescore(
     write_text(opened.folder / "results.csv", rows.to_csv(index=False))
     return rows
 
-
+# %% ../../nbs/experiments/06_run.ipynb #a6614ecc
 def _rescored(old: pd.DataFrame, metrics: pd.DataFrame) -> list[pd.DataFrame]:
     "The rows of a method with new metrics, and its rows of costs as they were"
     measured = ("split", "metric", "value", "low", "high")

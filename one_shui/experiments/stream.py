@@ -100,7 +100,7 @@ def _prepare_stream(
     file = files / f"{name}-artifact.safetensors"
     return method, prepare_once(method, file, opened.original, opened.image_sets)
 
-
+# %% ../../nbs/experiments/11_stream.ipynb #2664e1b6
 def _measure(
     opened: Run, head: tuple, network: nn.Module, sets: dict[str, FaceSet], seconds: float,
 ) -> list[tuple]:

@@ -48,7 +48,7 @@ def with_gain(
     gains = _paired_gains(tow[compared], reference, place_columns(rows))
     return pd.concat([rows, gains], ignore_index=True) if len(gains) else rows
 
-
+# %% ../../nbs/experiments/09_tables.ipynb #9fe5d84e
 def _paired_gains(tow: pd.DataFrame, reference: pd.DataFrame, place: list[str]) -> pd.DataFrame:
     "Rows of the differences in ToW between methods and the reference of the same place"
     by_place = reference.set_index(place)["value"]
@@ -71,7 +71,7 @@ def filter_rows(
                            "ask for less at once")
     return rows
 
-
+# %% ../../nbs/experiments/09_tables.ipynb #79b269ef
 def _check_values(rows: pd.DataFrame, column: str, values: list[str]) -> None:
     "Raise `BadInput` for an unknown column, or a value that no row has"
     _check_column(rows, column)
@@ -81,7 +81,7 @@ def _check_values(rows: pd.DataFrame, column: str, values: list[str]) -> None:
         raise BadInput(f"no row has {column}={absent[0]}; "
                        f"{column} is one of {', '.join(sorted(present))}")
 
-
+# %% ../../nbs/experiments/09_tables.ipynb #2731234a
 def _check_column(rows: pd.DataFrame, column: str) -> None:
     "Raise `BadInput` for an unknown column"
     if column not in rows:
@@ -94,7 +94,7 @@ def differing_columns(rows: pd.DataFrame) -> list[str]:
              if not name.endswith("seed") and rows[name].astype(str).nunique() > 1]
     return [*names, "variant"] if rows["variant"].any() else names
 
-
+# %% ../../nbs/experiments/09_tables.ipynb #26e14833
 def _line_columns(rows: pd.DataFrame, index: tuple[str, ...], across: str | None) -> list[str]:
     "The columns that name a line; raises `BadInput` when a line would average over more than seeds"
     differing = [name for name in differing_columns(rows) if name != across]
@@ -123,7 +123,7 @@ def grid_table(
     lines, rows = _line_columns(rows, index, across), named_score(rows)
     return _spread(rows, lines, across, metric) if across else _usual(rows, lines)
 
-
+# %% ../../nbs/experiments/09_tables.ipynb #bf4d8f85
 def _spread(rows: pd.DataFrame, lines: list[str], across: str, metric: str) -> pd.DataFrame:
     "One metric, with a column per value of `across`"
     known = sorted(rows["metric"].unique())
@@ -135,7 +135,7 @@ def _spread(rows: pd.DataFrame, lines: list[str], across: str, metric: str) -> p
     groups = rows.groupby([*lines, across], sort=False)["value"]
     return groups.agg(interval_text).unstack(across).fillna("–")
 
-
+# %% ../../nbs/experiments/09_tables.ipynb #054cc38f
 def _usual(rows: pd.DataFrame, lines: list[str]) -> pd.DataFrame:
     "The columns of the registered metrics, over-forgot and seconds"
     columns = {}
@@ -167,7 +167,7 @@ def table_text(
     lines = [plain.columns, ["---"] * len(plain.columns), *plain.astype(str).to_numpy()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
-
+# %% ../../nbs/experiments/09_tables.ipynb #bdcffe9d
 def _latex(plain: pd.DataFrame, n_index: int) -> str:
     "A table as LaTeX; the first columns are left-aligned"
     escaped = plain.astype(str).replace({r"[_%&#]": r"\\\g<0>", "±": r"$\\pm$"}, regex=True)
@@ -185,7 +185,7 @@ def _mean_gains(rows: pd.DataFrame) -> pd.DataFrame:
     shown[["mean", "half"]] = shown.pop("value").to_list()
     return shown.assign(low=shown["mean"] - shown["half"], high=shown["mean"] + shown["half"])
 
-
+# %% ../../nbs/experiments/09_tables.ipynb #c843f196
 def gain_chart(
     rows: pd.DataFrame,  # Of a grid
 ) -> alt.TopLevelMixin:

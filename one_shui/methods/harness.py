@@ -46,12 +46,12 @@ class Prepared:
     artifact: Artifact
     cost: Cost = Cost()
 
-
+# %% ../../nbs/methods/03_harness.ipynb #264ffcda
 def _timed(start: float, counters: list[ReadCounter]) -> float:
     "Seconds since `start`, with those of interrupted processes that this one resumed"
     return time.perf_counter() - start + sum(counter.seconds_before_resume for counter in counters)
 
-
+# %% ../../nbs/methods/03_harness.ipynb #36c5c8e1
 def prepare_method(
     method: Unlearner,  # Any method
     model: nn.Module,   # The original network
@@ -86,7 +86,7 @@ def _check_origin(facts: dict, method: Unlearner, weights: str) -> None:
         raise BadInput(f"a {name} artifact is nothing for {method.name}; "
                        f"prepare one for {method.name}")
 
-
+# %% ../../nbs/methods/03_harness.ipynb #3953b417
 def check_artifact(
     artifact: Artifact,  # As from `prepare_method`
     method: Unlearner,   # The method that uses it

@@ -86,7 +86,7 @@ def measure_simulation(
     return dict(people=people, matched_nonmembers=None if np.isnan(nonmembers) else nonmembers,
                 before=_none_for_nan(before), after=_none_for_nan(after))
 
-
+# %% ../../nbs/requests/02_artifact.ipynb #a6409731
 def _none_for_nan(scores: dict[str, float]) -> dict[str, float | None]:
     "The same scores with None in place of NaN"
     return {name: None if np.isnan(value) else value for name, value in scores.items()}
@@ -144,7 +144,7 @@ def artifact_summary(
     "What an artifact holds and how its simulated request ended, in words"
     return [*_contents_in_words(artifact), *_simulation_in_words(artifact.facts["simulated"])]
 
-
+# %% ../../nbs/requests/02_artifact.ipynb #fc952072
 def _contents_in_words(artifact: Artifact) -> list[str]:
     "Size and records of people"
     megabytes = sum(t.numel() * t.element_size() for t in artifact.tensors.values()) / 1e6
@@ -177,7 +177,7 @@ def _simulation_in_words(simulated: dict) -> list[str]:
                         f"went {forget} (matched non-members: {nonmembers:.1f} %), "
                         f"the retain set {rest}"]
 
-
+# %% ../../nbs/requests/02_artifact.ipynb #eedf2ef3
 def _no_memorization(forget: float, nonmembers: float) -> str:
     "A warning that the simulated scores may mean nothing"
     return (f"warning: the model scores no higher on train ({forget:.1f} %) than on matched "
@@ -203,7 +203,7 @@ def read_artifact(
     check_crop(facts["crop"], f"{file}: crop")
     return Artifact(stored.tensors, facts)
 
-
+# %% ../../nbs/requests/02_artifact.ipynb #8a80a75f
 def _seal_or_none(artifact: Artifact) -> str | None:
     "The seal of an artifact, or None when its facts are no valid JSON"
     try:

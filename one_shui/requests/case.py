@@ -66,7 +66,7 @@ def choose_method(
                        "it needs training data")
     return kind(**check_settings(kind, artifact.facts["settings"], "the artifact's settings"))
 
-
+# %% ../../nbs/requests/09_case.ipynb #9c9a36ea
 def _method_without_artifact(name: str, settings: dict, seed: int | None) -> Unlearner:
     "A method that works from support images alone; raises `BadInput` for any other"
     kind = find_method(name)

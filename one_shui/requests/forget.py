@@ -135,7 +135,7 @@ def _score_drop(
         return None
     return round(measured[f"{name} before"] - measured[f"{name} after"], 3)
 
-
+# %% ../../nbs/requests/11_forget.ipynb #770d04c9
 def run_and_measure(
     prepared: PreparedRequest,
     settings: dict,  # Chosen by the user, for the error
@@ -182,7 +182,7 @@ class OutputFiles:
         "The files that must not exist before"
         return self.model, self.receipt, self.model.with_suffix(".receipt.html")
 
-
+# %% ../../nbs/requests/11_forget.ipynb #ffb09ec3
 def _check_outputs(files: OutputFiles, model: Model) -> None:
     "Raise `BadInput` when results or the ledger can't be written where they should be"
     check_out(files.model, model.file)

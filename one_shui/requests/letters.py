@@ -60,7 +60,7 @@ def _visible_files(folder: Path) -> list[Path]:
     "Files and folders in a folder, without hidden ones, sorted"
     return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
 
-
+# %% ../../nbs/requests/04_letters.ipynb #7987c389
 def _requests_in_folder(folder: Path) -> list[ForgetRequest]:
     "One request per folder inside; raises `BadInput`"
     people = _visible_files(folder)
@@ -106,7 +106,7 @@ def _request_of_rows(identity: str, rows: pd.DataFrame, file: Path) -> ForgetReq
     photos = tuple(_check_inside(file.parent / photo, file.parent) for photo in rows["photo"])
     return ForgetRequest(identity, photos, parse_labels(labels.pop()) if labels else None)
 
-
+# %% ../../nbs/requests/04_letters.ipynb #91d547bd
 def read_requests(
     source: str | Path,  # A CSV file, or a folder with one folder of photos per person
 ) -> list[ForgetRequest]:  # One per person

@@ -32,7 +32,7 @@ def _enable_heic(file: Path) -> None:
     elif file.suffix.lower() in (".heic", ".heif"):
         raise BadInput(f"{file} is a HEIC photo; pip install 'one_shui[heic]', or send it as JPEG")
 
-
+# %% ../../nbs/requests/03_photos.ipynb #dc09cab7
 def _check_file(file: Path) -> None:
     "Raise `BadInput` for a file that is absent, unreadable or too large"
     try:
@@ -75,7 +75,7 @@ def _decode(file: Path) -> tuple[Image.Image, list[str]]:
         raise BadInput(f"{file} is damaged ({type(error).__name__}: {error}); "
                        "send it again, as JPEG or PNG") from error
 
-
+# %% ../../nbs/requests/03_photos.ipynb #997b855e
 def _open_upright(file: Path) -> tuple[Image.Image, list[str]]:
     "The image upright in RGB, and notes; raises whatever its decoder raises"
     formats = [name for name in PHOTO_FORMATS if name in Image.OPEN]
@@ -141,7 +141,7 @@ class Photo(NamedTuple):
     pixels: np.ndarray      # (size, size, 3) uint8
     notes: tuple[str, ...]  # What was done to it, in words
 
-
+# %% ../../nbs/requests/03_photos.ipynb #13632ad4
 def read_photo(
     file: str | Path,    # A photo
     size: int,           # Side of the network's input images in pixels

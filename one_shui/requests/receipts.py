@@ -108,7 +108,7 @@ def _signature_errors(receipt: dict, key: bytes) -> list[str]:
         return []
     return ["the signature doesn't fit: the receipt was changed, or signed with another key"]
 
-
+# %% ../../nbs/requests/08_receipts.ipynb #fd6bb56c
 def _ledger_confirms(receipt: dict, ledger: str | Path) -> bool:
     "Does a ledger say that this request ended with this model?"
     models = receipt["model"]
@@ -149,7 +149,7 @@ def _sections(receipt: dict) -> str:
             parts.append(f"<h2>{title}</h2><ul>{entries}</ul>")
     return "".join(parts)
 
-
+# %% ../../nbs/requests/08_receipts.ipynb #20154f94
 def receipt_page(
     receipt: dict,  # As `sign` returned it
 ) -> str:

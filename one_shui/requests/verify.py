@@ -91,7 +91,7 @@ def verify_models(
     columns = table.pivot(index="figure", columns="when", values="cell")[["before", "after"]]
     return columns.rename_axis(columns=None)
 
-
+# %% ../../nbs/requests/12_verify.ipynb #73e5e314
 def _value_in_words(value: float, low: float, high: float) -> str:
     "A value with its interval, if there is one"
     return f"{value:.1f}" if np.isnan(low) else f"{value:.1f} [{low:.1f}, {high:.1f}]"

@@ -42,7 +42,7 @@ def _check_engine(engine: "Engine") -> None:
     if engine.name != "ray" and (engine.gpus or engine.address):
         raise BadInput("--gpus and --address are for --engine ray; leave them out")
 
-
+# %% ../../nbs/scale/03_engines.ipynb #94b89cda
 @dataclass(frozen=True)
 class Engine:
     "How the steps of a grid are executed; raises `BadInput`"
@@ -170,7 +170,7 @@ def _ray_outcome(ray, reference, address: str) -> Outcome:
     except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
         return address, f"its worker was killed {TRIES + 1} times ({type(error).__name__})"
 
-
+# %% ../../nbs/scale/03_engines.ipynb #25f46741
 def _ray(root: Path, jobs: list[Job], engine: Engine, command: str) -> Iterator[Outcome]:
     "Machines of a Ray cluster"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics

@@ -118,7 +118,7 @@ def _settings_tried(grid: Grid) -> list[tuple[str, str, dict]]:
                 for name, variant in grid.variants.items()]
     return [*((name, "", {}) for name in names), *variants]
 
-
+# %% ../../nbs/scale/01_grid.ipynb #ed6ab687
 def grid_cells(grid: Grid) -> list[Cell]:
     "Cells of a grid, point by point; raises `BadInput`"
     cells, checked = [], set()
@@ -199,7 +199,7 @@ def _read_yaml(file: str | Path) -> dict:
         raise BadInput(f"{file} isn't a grid: unknown {unknown[0]}; a grid has {', '.join(known)}")
     return _present_names(facts)
 
-
+# %% ../../nbs/scale/01_grid.ipynb #0e8571cf
 def read_grid(
     name: str | Path,  # In `GRIDS`, or a YAML file with the fields of `Grid`
 ) -> Grid:
@@ -221,7 +221,7 @@ def cell_value(
     fields_text = "method, variant, seed, n_forget, arch, …"
     raise BadInput(f"--select {key}: no such field; use {fields_text}")
 
-
+# %% ../../nbs/scale/01_grid.ipynb #252f6290
 def select_cells(
     cells: list[Cell],
     wanted: dict[str, list[str]],  # Accepted values by field, see `cell_value`

@@ -87,7 +87,7 @@ def _files_digest(faces: Faces) -> str:
         write_text(file, hashlib.sha256(digests.encode()).hexdigest()[:16])
     return file.read_text()
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #1710593a
 @lru_cache(maxsize=4)
 def _image_digests(key: str) -> tuple[str, str]:
     "Hashes of the table and of the images of a dataset"
@@ -103,13 +103,13 @@ def _data_inputs(config: Config) -> dict:
                 crop=float(config.crop), n_forget=config.n_forget, seed=config.seed,
                 clean=config.clean, skip_bad=config.skip_bad)
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #7f18b2c8
 @lru_cache(maxsize=4)
 def _digest(file: str, size: int, changed: int) -> str:
     "Hash of a file, computed again when its size or time of change differs"
     return file_digest(file)
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #c55cd61b
 def _training_inputs(config: Config) -> dict:
     "What the original network depends on"
     weights = config.weights
@@ -153,12 +153,12 @@ class Job:
     method: str = ""
     depends_on: tuple["Job", ...] = ()
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #45f27fa7
 def _plain(settings: Any) -> Any:
     "Settings as JSON holds them"
     return json.loads(json.dumps(settings, default=str))
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #d01c8e69
 def pretrain_job(config: Config) -> Job:
     "Train the original network"
     return Job(Step("pretrain", _plain(_training_inputs(config)), code_of("pretrain")), config)
@@ -171,7 +171,7 @@ def _prepare_job(config: Config, method: str, trained: Job, inputs: dict) -> Job
     step = Step("prepare", dict(inputs, settings=settings), code_of("prepare", method))
     return Job(step, config, method, (trained,))
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #1885ba7a
 def unlearn_job(config: Config, method: str) -> Job:
     "Unlearn with one method, and store the predictions of the network"
     trained, settings = pretrain_job(config), settings_of(make_method(config, method))
@@ -198,7 +198,7 @@ def reference_job(config: Config, seed: int) -> Job:
     inputs = _plain(dict(_training_inputs(config), halves_seed=seed))
     return Job(Step("reference", inputs, code_of("reference")), config)
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #d0e71689
 def attack_job(config: Config, method: str, audit: Audit) -> Job:
     "Run every attack on one network"
     unlearned, trained = unlearn_job(config, method), pretrain_job(config)
@@ -216,7 +216,7 @@ def _add_job(job: Job, jobs: dict[str, Job]) -> None:
     for needed in job.depends_on: _add_job(needed, jobs)
     jobs[job.step.address] = job
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #81dd0eac
 def build_jobs(
     cells: Iterable[Cell],
     audit: Audit | None = None,  # Attack every network with these settings; None: no attack
@@ -234,13 +234,13 @@ def _without_method(config: Config) -> Config:
     "The config of a point of the grid, the same for all its methods"
     return replace(config, methods=("original",), settings={})
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #b12f5dbe
 @lru_cache(maxsize=2)
 def _images(key: str) -> ImageSets:
     "The image sets of a config as JSON"
     return load_image_sets(Config(**json.loads(key)))
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #9639fe98
 def image_sets_of(config: Config) -> ImageSets:
     "The image sets at a point of the grid"
     with warnings.catch_warnings():
@@ -251,17 +251,17 @@ def image_sets_of(config: Config) -> ImageSets:
 def _silent(message: str) -> None:
     "A log that shows nothing: many steps run side by side"
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #e5695476
 def _network(store: Store, job: Job, images: ImageSets) -> tuple[torch.nn.Module, ModelSpec]:
     "The original network that a pretrain job has trained"
     return original_network(job.config, store.folder(job.step), images, log=_silent)
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #78dd7d81
 def _execute_pretrain(store: Store, job: Job, work: Path) -> None:
     "Train the original network"
     original_network(job.config, work, image_sets_of(job.config), log=_silent)
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #072de21e
 def _execute_prepare(store: Store, job: Job, work: Path) -> None:
     "Prepare an artifact"
     images = image_sets_of(job.config)
@@ -277,7 +277,7 @@ def _cost_facts(cost: Cost, prepared: Prepared) -> dict:
     preparation = {f"prepare_{name}": value for name, value in asdict(prepared.cost).items()}
     return dict(asdict(cost), artifact_mb=size / 1e6, **preparation)
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #4217116f
 def _execute_unlearn(store: Store, job: Job, work: Path) -> None:
     "Unlearn, and store the network, its predictions and the cost"
     images, prepared = image_sets_of(job.config), Prepared(Artifact())
@@ -332,12 +332,12 @@ def _attacker(trained: Path, reference: Path, config_json: str, audit_json: str)
     networks = references(reference, config, images, audit.seed)
     return Attacker(config, images, original.eval(), networks, audit)
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #a3c38b1b
 def _execute_reference(store: Store, job: Job, work: Path) -> None:
     "Train the two reference networks"
     references(work, job.config, image_sets_of(job.config), job.step.inputs["halves_seed"])
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #46fdf7ad
 def _execute_attack(store: Store, job: Job, work: Path) -> None:
     "Attack one network"
     unlearned, trained, reference = (store.folder(needed.step) for needed in job.depends_on)
@@ -408,7 +408,7 @@ def _attack_rows(store: Store, cell: Cell, audit: Audit | None, rows: pd.DataFra
     shared = rows.iloc[0].drop(attacked.columns).to_dict()
     return [attacked.assign(**shared).assign(**_origin(facts))]
 
-
+# %% ../../nbs/scale/02_jobs.ipynb #7459faab
 def _cell_rows(
     store: Store,
     cell: Cell,

@@ -61,7 +61,7 @@ def _check_owner(folder: Path, grid: Grid, held: dict) -> None:
         raise BadInput(f"networks in {folder} were attacked with {held['attack']}, not "
                        f"{grid.attack}; attack with the same settings, or {fix}")
 
-
+# %% ../../nbs/scale/04_run_grid.ipynb #e410c21b
 def grid_folder(
     out: str | Path,   # Made when missing
     grid: Grid,
@@ -100,7 +100,7 @@ def _save_failures(folder: Path, grid: Grid, jobs: list[Job], failed: pd.DataFra
     table = pd.concat([before[before["address"].isin(others)], failed])
     write_text(folder / "failed.csv", table.to_csv(index=False))
 
-
+# %% ../../nbs/scale/04_run_grid.ipynb #f5153b42
 def run_grid(
     grid: Grid,
     cells: list[Cell],     # Cells to compute: `grid.cells` or some of them
@@ -159,7 +159,7 @@ class StepTime:
     seconds: float   # Per image
     parameters: int  # Of the network
 
-
+# %% ../../nbs/scale/04_run_grid.ipynb #3a5776c1
 def _time_step(config: Config, n_outputs: int, n_images: int = 32) -> StepTime:
     "Time a forward and a backward pass of a run's network on random images"
     spec = ModelSpec(config.arch, n_outputs, config.size, 0, config.arch_options)
@@ -184,7 +184,7 @@ def _decode_row(config: Config) -> tuple:
     size = len(faces) * config.size**2 * 3 / 1e9
     return "decode", "", found, hours * (not found), size * (not found)
 
-
+# %% ../../nbs/scale/04_run_grid.ipynb #13aefbc9
 def _decode_rows(jobs: list[Job]) -> list[tuple]:
     "A row per dataset, size and crop that has to be decoded"
     configs: dict[tuple, Config] = {}
@@ -207,7 +207,7 @@ def _step_row(store: Store, job: Job, timed: StepTime) -> tuple:
     found = store.facts(job.step) is not None
     return job.step.kind, job.method, found, hours * (not found), size / 1e9 * (not found)
 
-
+# %% ../../nbs/scale/04_run_grid.ipynb #bcc123eb
 def estimate(
     store: Store,
     jobs: list[Job],   # As from `build_jobs`
@@ -250,7 +250,7 @@ def _point_title(names: list[str], values: tuple) -> str:
     more = (f", {name} {value}" for name, value in zip(names[3:], values[3:], strict=True))
     return title + "".join(more)
 
-
+# %% ../../nbs/scale/04_run_grid.ipynb #1e499657
 def _point_sections(title: str, rows: pd.DataFrame) -> list[Section]:
     "Tables of one point of the grid"
     index = ("method", "variant") if rows["variant"].any() else ("method", "access")

@@ -61,7 +61,7 @@ def _git(folder: Path, *arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
     return done.stdout.strip()
 
-
+# %% ../../nbs/scale/00_store.ipynb #ffc12827
 def git_revision() -> str:
     "Revision of the repository that the package runs from, `+` for changed files; empty when installed"
     folder = Path(__file__).resolve().parents[1] if "__file__" in globals() else Path.cwd()
@@ -221,7 +221,7 @@ def _is_module(name: str) -> bool:
     except ModuleNotFoundError: return False
     return spec is not None and bool(spec.origin) and str(spec.origin).endswith(".py")
 
-
+# %% ../../nbs/scale/00_store.ipynb #8fe7359f
 def _imported_names(
     statement: ast.Import | ast.ImportFrom,
     module: str,   # That has the statement
@@ -249,7 +249,7 @@ def _decorator_registers(statement: ast.stmt, code: ModuleCode) -> bool:
                for name in names): return True
     return False
 
-
+# %% ../../nbs/scale/00_store.ipynb #e51b7c5f
 def _assigned_names(statement: ast.stmt) -> list[str]:
     "Names that an assignment binds; none when it also changes something else"
     targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
@@ -272,7 +272,7 @@ def _add_statement(code: ModuleCode, statement: ast.stmt, package: str) -> None:
     for name in names: code.definitions.setdefault(name, []).append(statement)
     if not names and not isinstance(statement, ast.Pass): code.effects.append(statement)
 
-
+# %% ../../nbs/scale/00_store.ipynb #99da25d1
 @cache
 def read_module(
     name: str,  # E.g. "one_shui.training.fit"
@@ -323,7 +323,7 @@ def _package_of(module: str) -> str:
     spec = importlib.util.find_spec(module)
     return spec.parent if spec is not None and spec.parent else ""
 
-
+# %% ../../nbs/scale/00_store.ipynb #656fce85
 @cache
 def _part(name: Name) -> tuple[str, tuple[Name, ...]]:
     "Code of one name, and the names that it uses; the empty name stands for the effects of a module"
@@ -337,7 +337,7 @@ def _part(name: Name) -> tuple[str, tuple[Name, ...]]:
         used += [used for names in exports for used in names]
     return "\n".join(ast.unparse(statement) for statement in statements), tuple(used)
 
-
+# %% ../../nbs/scale/00_store.ipynb #eb354eb8
 def code_parts(
     *starts: Any,      # Functions, classes, or names of modules
 ) -> dict[str, str]:   # Code by "module:name"

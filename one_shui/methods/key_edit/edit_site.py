@@ -106,7 +106,7 @@ def _execution_order(model: nn.Module, x: Tensor) -> list[str]:
         model(x)
     return order
 
-
+# %% ../../../nbs/methods/key_edit/01_edit_site.ipynb #cdd8ec2b
 def candidate_layers(model: nn.Module, x: Tensor) -> tuple[str, list[str]]:
     "The last norm (empty if there is none), and up to three wide linear layers before it, latest first"
     order = _execution_order(model, x)
@@ -143,7 +143,7 @@ def _token_readings(model: nn.Module, inputs: dict[str, Tensor]) -> list[tuple[P
     if inputs["layer"].dim() <= 2: return [("own", 0)]
     return [("mean", 0), ("mean", getattr(model, "num_prefix_tokens", 1))]
 
-
+# %% ../../../nbs/methods/key_edit/01_edit_site.ipynb #763be97a
 def check_layer(model: nn.Module, x: Tensor, norm: str, layer: str) -> EditSite | None:
     "The site at a candidate layer, or None if the arithmetic does not hold there"
     weight, whole = linear_layer(model, layer).weight, lambda t: t.float().cpu()

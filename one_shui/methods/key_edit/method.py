@@ -108,7 +108,7 @@ def prepare_key_edit(settings: KeyEdit, model: nn.Module, train: FaceSet, val: F
     chosen = choose_strength(tried, settings.max_score_drop)
     return Artifact(tensors, dict(people=people, place=place, chosen=chosen, tried=tried))
 
-
+# %% ../../../nbs/methods/key_edit/05_method.ipynb #9796bde5
 def _candidates(settings: KeyEdit) -> list[Strength]:
     if settings.strength is not None: return [Strength(*settings.strength)]
     return strength_grid(settings.ridges, settings.weights, settings.scales)
@@ -124,7 +124,7 @@ def edit_data(
     on_val = collect_statistics(model, val, site, 0, union_of_rows(rows, "test"))
     return EditData(model, site, train, val, on_train, on_val)
 
-
+# %% ../../../nbs/methods/key_edit/05_method.ipynb #ecc14b79
 def _tensors(settings: KeyEdit, data: EditData, rows: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
     "The tensors of the artifact"
     statistics = data.train_statistics

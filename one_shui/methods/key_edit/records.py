@@ -99,7 +99,7 @@ def _key_from_images(
     else: gaps = gap.expand(len(features), -1)
     return features / scale, gaps / scale
 
-
+# %% ../../../nbs/methods/key_edit/03_records.ipynb #2ebbe998
 def request_keys_and_gaps(
     tensors: dict[str, Tensor],  # Of the artifact
     people: list[str],           # Identities with a record, in the order of the records

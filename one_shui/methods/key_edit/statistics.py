@@ -73,7 +73,7 @@ def _rows_per_identity(identities: np.ndarray) -> list[np.ndarray]:
     codes = np.unique(identities, return_inverse=True)[1][order]
     return np.split(order, np.flatnonzero(np.diff(codes)) + 1)
 
-
+# %% ../../../nbs/methods/key_edit/02_statistics.ipynb #29e11731
 def chunks_of_identities(
     identities: np.ndarray,  # (n,) identity of each image
     size: int = 2048,        # Images per chunk, unless one identity has more
@@ -105,7 +105,7 @@ def _label_sums(outputs: LayerOutputs) -> Tensor:
     return torch.stack([(labels * values).sum(0) for labels in (outputs.targets, 1 - outputs.targets)
                         for values in (ones, outputs.logits)])
 
-
+# %% ../../../nbs/methods/key_edit/02_statistics.ipynb #6e9bc4b3
 def _identity_statistics(
     outputs: LayerOutputs, rows: np.ndarray, rank: int,
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -51,7 +51,7 @@ def simulation_rows(
     return dict(forget=np.flatnonzero(is_forget & ~is_support), retain=np.sort(shuffled[:sample]),
                 test=sample_people(val.identities, sample, seed))
 
-
+# %% ../../../nbs/methods/key_edit/04_strength.ipynb #f79f767e
 def union_of_rows(rows: Sequence[dict[str, np.ndarray]], *names: str) -> np.ndarray:
     "Sorted row numbers of these sets in any simulated request"
     return np.unique(np.concatenate([sets[name] for sets in rows for name in names]))

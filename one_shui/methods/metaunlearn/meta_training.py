@@ -202,11 +202,11 @@ def load_state(state: MetaState, file: Path) -> dict | None:
     state.facts, state.best = facts, _tensors_of(tensors, "best.")
     return usage
 
-
+# %% ../../../nbs/methods/metaunlearn/04_meta_training.ipynb #3cece427
 def _tensors_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix):]: t for name, t in tensors.items() if name.startswith(prefix)}
 
-
+# %% ../../../nbs/methods/metaunlearn/04_meta_training.ipynb #55158544
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     entries: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -265,7 +265,7 @@ def at_strength(
         p.copy_(original[name].lerp(after[name], strength))
     return network
 
-
+# %% ../../../nbs/methods/metaunlearn/04_meta_training.ipynb #5bed24e4
 def _mean_without_nan(values: list[float]) -> float:
     numbers = [value for value in values if not math.isnan(value)]
     return sum(numbers) / len(numbers) if numbers else math.nan
