@@ -67,7 +67,7 @@ def test_bad_input(drawn, tmp_path, refused):
     assert "neither celeba/identity_CelebA.txt nor" in refused("--dataset", "celeba", "--root", drawn / "mufac", *out)
     assert "where is mufac?" in refused("--dataset", "mufac", *out)
     assert "unknown dataset 'lfv'; choose one of" in refused("--dataset", "lfv", *out)
-    assert "people can't ask" in refused("--dataset", "celeba", "--root", drawn, "--n-forget", "100", *out)
+    assert "a request of size 100 is impossible" in refused("--dataset", "celeba", "--root", drawn, "--n-forget", "100", *out)
     assert "at least 1 person" in refused("--n-forget", "0", *out)
     assert "at least 1 person" in refused("--n-forget", "-3", *out)
     assert "unknown method 'metaunlern'; choose one of" in refused("--method", "metaunlern", *out)

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import fastcore.test
 
 from one_shui.cli.main import main
 from one_shui.experiments.config import Config
 from one_shui.experiments.run import load_run, run
-from one_shui.core.intervals import mean_and_interval, paired_interval
 from one_shui.methods.registry import PUBLISHED
 from one_shui.core.errors import BadInput
 from one_shui.methods.contract import Artifact
@@ -57,12 +55,6 @@ def test_every_method_runs(tmp_path, task):
     assert set(rows["method"]) == set(METHODS)
     assert set(rows.query("metric == 'ToW'")["method"]) == set(METHODS)
 
-
-def test_the_readme_lists_every_method():
-    lines = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").splitlines()
-    table = {cells[1].strip(" `"): (cells[2].strip(), cells[4].strip() == "yes") for line in lines if len(cells := line.split("|")) == 6}
-    said = {name: table.get(name) for name in METHODS}
-    assert said == {name: (find_method(name).data_access, find_method(name).checked) for name in METHODS}
 
 
 def test_settings_say_where_they_come_from(tmp_path):
@@ -145,27 +137,3 @@ def test_settings_of_our_own_are_those_that_the_stored_search_found():
         best = tried.dropna(subset="simulated ToW").sort_values("simulated ToW").iloc[-1]
         assert (best["dataset"], best["n_forget"]) == (cell.dataset, cell.n_forget)
         assert {setting: best[setting] for setting in cell.values} == cell.values
-
-
-def test_readme_has_the_gains_that_are_stored():
-    root = Path(__file__).parent.parent
-    stored = pd.read_csv(root / "data/results/sizes.csv").query("dataset == 'celeba' and arch == 'resnet18' and seed < 3")
-    tow = stored.query("metric == 'ToW'").set_index(["n_forget", "seed", "method"])["value"]
-    gained = tow.unstack("method").pipe(lambda wide: wide.sub(wide.pop("original"), axis=0)).drop(columns="retrain")
-    text = (root / "README.md").read_text(encoding="utf-8").split("### Requests of other sizes")[1]
-    for method, values in gained.items():
-        line = next(line for line in text.splitlines() if line.startswith(f"| `{method}` "))
-        for size, cell in zip((5, 20, 50), line.split("|")[3:6], strict=True):
-            told = [float(number) for number in cell.split("±")]
-            assert told == pytest.approx(mean_and_interval(values[size]), abs=.051), (method, size)
-
-
-def test_readme_has_the_differences_that_the_tutorial_computes(monkeypatch):
-    root = Path(__file__).parent.parent
-    monkeypatch.chdir(root / "nbs/tutorials")
-    cells = ["".join(cell["source"]) for cell in json.loads(Path("how_many.ipynb").read_text(encoding="utf-8"))["cells"]]
-    known = dict(pd=pd, test_eq=fastcore.test.test_eq, mean_and_interval=mean_and_interval, paired_interval=paired_interval)
-    for begins in ("stored = pd.concat", "def over("): exec(next(cell for cell in cells if cell.startswith(begins)), known)
-    text = (root / "README.md").read_text(encoding="utf-8")
-    assert len(known["pairs"]) > 5
-    for line in known["pairs"]: assert f"| {' | '.join(str(value) for value in line.values())} |" in text
