@@ -5,6 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
+
+from one_shui.core.errors import BadInput
+from one_shui.evaluation.metrics import Metric, _evaluate, _with_interval
+
 MODULE = '''
 from one_shui.evaluation.metrics import Metric
 
@@ -71,3 +78,46 @@ def test_an_entry_point_that_is_no_metric_is_refused(tmp_path):
     done = run(tmp_path)
     assert done.returncode == 1
     assert "the entry point 'margin' of one_shui.metrics is a function; it has to be a Metric" in done.stderr
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    (dict(split="train"), "unknown split of the metric 'm': 'train'; choose one of retain, forget, val, test, all"),
+    (dict(direction="up"), "unknown direction of the metric 'm': 'up'; choose one of higher, lower, match retrain"),
+    (dict(shown_in=("paper",)), "unknown table of the metric 'm': 'paper'; choose one of result, grid, stored"),
+    (dict(shown_in="grid"), "shown_in of the metric 'm': write a tuple, ('grid',)"),
+])
+def test_an_unknown_choice_is_refused(wrong, message):
+    with pytest.raises(BadInput, match="of the metric 'm'") as error:
+        Metric(**dict(name="m", split="forget", compute=None, direction="higher") | wrong)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("value", [
+    torch.tensor(.5), torch.tensor([.5], requires_grad=True), torch.tensor(.5, dtype=torch.bfloat16),
+    np.array([.5]), np.float32(.5), .5])
+def test_a_scalar_becomes_a_float(value):
+    result = _with_interval((value, value, value))
+    assert result == (.5, .5, .5)
+    assert all(type(number) is float for number in result)
+    assert _with_interval(value)[0] == .5
+
+
+@pytest.mark.parametrize(("compute", "message"), [
+    (lambda inputs: torch.ones(2), "the metric 'm' failed: got 2 numbers instead of one"),
+    (lambda inputs: (1., 2.), "the metric 'm' failed: got a tuple of 2"),
+    (lambda inputs: None, "the metric 'm' failed: float"),
+    (lambda inputs: int("x"), "the metric 'm' failed: invalid literal"),
+])
+def test_a_bad_value_names_the_metric(compute, message):
+    with pytest.raises(BadInput) as error:
+        _evaluate(Metric("m", "forget", compute, "higher"), None)
+    assert str(error.value).startswith(message)
+
+
+def test_other_errors_stay_and_name_the_metric():
+    def refuse(inputs): raise BadInput("no such file")
+    with pytest.raises(BadInput, match="^no such file$"):
+        _evaluate(Metric("m", "forget", refuse, "higher"), None)
+    with pytest.raises(KeyError) as error:
+        _evaluate(Metric("m", "forget", lambda inputs: {}["a"], "higher"), None)
+    assert error.value.__notes__ == ["raised by the metric 'm'"]

@@ -37,7 +37,7 @@ def draw_gain() -> None:
 def take_overview() -> None:
     "The chart that the first tutorial has stored"
     for cell in cells(ROOT / "nbs/tutorials/five_minutes.ipynb"):
-        if not "".join(cell["source"]).startswith("# This chart is also the picture in the README"): continue
+        if not "".join(cell["source"]).startswith("# This chart is also shown in the README"): continue
         for out in cell["outputs"]: (IMAGES / "overview.png").write_bytes(base64.b64decode(out["data"]["image/png"]))
 
 

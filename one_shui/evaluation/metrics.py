@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import entry_points
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from ..core.errors import BadInput
+from ..core.errors import BadInput, check_choice
 from ..data.metrics import score_name
 from .attacks import LossAttack, auc_interval, blind_loss_attack, loss_attack
 from .attacks import threshold_attack
@@ -56,18 +56,27 @@ class MetricInputs:
 
 # %% ../../nbs/evaluation/08_metrics.ipynb #3ee80fdd
 Direction = Literal["higher", "lower", "match retrain"]
+_ALL_TABLES = ("result", "grid", "stored")
 MetricValue = float | tuple[float, float, float]
 
 # %% ../../nbs/evaluation/08_metrics.ipynb #7e795c99
 @dataclass(frozen=True)
 class Metric:
-    "A number about a network, and where it is shown"
+    "A number about a network, and where it is shown; raises `BadInput` for an unknown choice"
     name: str                  # In the column metric; "score" becomes "mAP" or "accuracy"
     split: str                 # In the column split; "all": the whole network
     compute: Callable[[MetricInputs], MetricValue] | None  # None: computed by the experiments
     direction: Direction
     shown_in: tuple[str, ...] = ()  # Of "result", "grid" and "stored"
     column: str = ""           # Title of its column in tables; "": its name
+
+    def __post_init__(self):
+        metric = f"of the metric {self.name!r}:"
+        if isinstance(self.shown_in, str):
+            raise BadInput(f"shown_in {metric} write a tuple, ({self.shown_in!r},)")
+        check_choice(f"split {metric}", self.split, (*SPLITS, "all"))
+        check_choice(f"direction {metric}", self.direction, get_args(Direction))
+        for table in self.shown_in: check_choice(f"table {metric}", table, _ALL_TABLES)
 
 # %% ../../nbs/evaluation/08_metrics.ipynb #ee0139fd
 def score_of(split: str, inputs: MetricInputs) -> MetricValue:
@@ -138,7 +147,6 @@ def _split_metrics(split: str, shown_in: tuple[str, ...]) -> list[Metric]:
             Metric("loss", split, partial(mean_loss_of, split), "match retrain")]
 
 # %% ../../nbs/evaluation/08_metrics.ipynb #acc0e3c0
-_ALL_TABLES = ("result", "grid", "stored")
 _BUILT_IN = [
     *_split_metrics("retain", _ALL_TABLES), *_split_metrics("forget", _ALL_TABLES),
     *_split_metrics("val", ("stored",)), *_split_metrics("test", _ALL_TABLES),
@@ -189,10 +197,35 @@ def table_columns(
     metrics = [metric for metric in all_metrics() if table in metric.shown_in]
     return {(m.column or m.name) + marks.get(m.direction, ""): (m.split, m.name) for m in metrics}
 
-# %% ../../nbs/evaluation/08_metrics.ipynb #85e336f5
-def _with_interval(value: MetricValue) -> tuple[float, float, float]:
+# %% ../../nbs/evaluation/08_metrics.ipynb #9d7119c9
+def _number(value) -> float:
+    "A float, from a number or from a tensor or array of one element"
+    elements = value.numel() if isinstance(value, Tensor) else np.size(value)
+    if elements != 1:
+        raise TypeError(f"got {elements} numbers instead of one; a metric returns one value, "
+                        "or a tuple (value, low, high)")
+    return float(value.item() if isinstance(value, Tensor | np.ndarray) else value)
+
+# %% ../../nbs/evaluation/08_metrics.ipynb #850701a3
+def _with_interval(value) -> tuple[float, float, float]:
     "A value with its interval, nan where it has none"
-    return value if isinstance(value, tuple) else (value, float("nan"), float("nan"))
+    if not isinstance(value, tuple): return _number(value), float("nan"), float("nan")
+    if len(value) != 3:
+        raise TypeError(f"got a tuple of {len(value)}; an interval is (value, low, high)")
+    number, low, high = (_number(part) for part in value)
+    return number, low, high
+
+# %% ../../nbs/evaluation/08_metrics.ipynb #b6aedeff
+def _evaluate(metric: Metric, inputs: MetricInputs) -> tuple[float, float, float]:
+    "Value and interval of a metric; errors name the metric"
+    assert metric.compute is not None
+    try: return _with_interval(metric.compute(inputs))
+    except BadInput: raise
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"the metric {metric.name!r} failed: {error}") from error
+    except Exception as error:
+        error.add_note(f"raised by the metric {metric.name!r}")
+        raise
 
 # %% ../../nbs/evaluation/08_metrics.ipynb #ed1d6acd
 def compute_metrics(
@@ -201,13 +234,13 @@ def compute_metrics(
     draws: int = 200,                     # Bootstrap samples for intervals
     seed: int = 0,                        # Of the samples, and of the blind attack
 ) -> pd.DataFrame:  # split, metric, value (percent, nats or points), low, high (nan: no interval)
-    "Every registered metric of one network; raises `BadInput` when a split is missing"
+    "Every registered metric of one network; raises `BadInput` for a missing set or bad value"
     inputs = MetricInputs(predictions, original, draws, seed)
     for name in SPLITS: predictions.split(name)  # raises
     rows = []
     for metric in all_metrics():
         if metric.compute is None: continue
-        value, low, high = _with_interval(metric.compute(inputs))
+        value, low, high = _evaluate(metric, inputs)
         name = score_name(predictions.task) if metric.name == "score" else metric.name
         if np.isfinite(value): rows.append((metric.split, name, value, low, high))
     return pd.DataFrame(rows, columns=["split", "metric", "value", "low", "high"])

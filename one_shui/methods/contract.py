@@ -53,7 +53,7 @@ class MethodDeclaration:
     name: ClassVar[str]                # In tables and on the command line
     data_access: ClassVar[DataAccess]  # See the table above
     source: ClassVar[str] = ""         # Paper
-    checked: ClassVar[bool] = False    # Arithmetic agrees with stored reference vectors
+    checked: ClassVar[bool] = False    # Arithmetic compared with a reference implementation
     unlearn_only_settings: ClassVar[tuple[str, ...]] = ()  # Fields that `prepare` does not read
     published: ClassVar[tuple[PublishedSettings, ...]] = ()  # Hyperparameters with their sources
     search_space: ClassVar[dict[str, tuple]] = {}  # Values per field that tuning tries

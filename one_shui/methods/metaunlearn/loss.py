@@ -60,7 +60,7 @@ class MetaLoss(nn.Module):
         targets: Tensor,     # (n, classes) of 0/1, or (n,) class indices
         identities: Tensor,  # (n,) row of each image's identity in the embedding
     ) -> Tensor:             # Scalar, positive
-        "Mean score of the support images, $M$"
+        "M, the mean of h over the support images"
         inputs = [logits.sigmoid()]
         if self.features: inputs.append(features)
         if self.targets: inputs.append(multi_hot(self.task, targets))

@@ -105,7 +105,7 @@ def vjp_through_jvp(
     "⟨c, Jv⟩ = ⟨∇M, v⟩, differentiable with respect to φ"
     values = {name: p.detach() for name, p in parameters.items()}
     tangents = dict(zip(parameters, v, strict=True))
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # fused attention: no forward mode
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # fused: no forward mode
         warnings.simplefilter("ignore", FutureWarning)  # torch's jvp rules use torch.jit.script
         t = jvp(lambda p: network.at(p, support.x), (values,), (tangents,))[1]
     return torch.stack([(a * b.detach()).sum() for a, b in zip(c, t, strict=True)]).sum()
@@ -205,7 +205,8 @@ def _steps_with_graph(
             values.append(loss(*z, support.targets, support.identities))
             weights = list(after.values())
             gradients = torch.autograd.grad(values[-1], weights, create_graph=True, **ZERO_FILL)
-            after = {name: p - eta * g for (name, p), g in zip(after.items(), gradients, strict=True)}
+            after = {name: p - eta * g
+                     for (name, p), g in zip(after.items(), gradients, strict=True)}
     return after, values[0]
 
 # %% ../../../nbs/methods/metaunlearn/02_meta_gradient.ipynb #962b1a10

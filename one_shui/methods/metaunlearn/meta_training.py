@@ -42,7 +42,7 @@ from ...models.files import weights_digest
 # %% ../../../nbs/methods/metaunlearn/04_meta_training.ipynb #483274b6
 @dataclass
 class MetaSettings(Unlearner):
-    "Hyperparameters of MetaUnlearn; the defaults are the paper's for CelebA, but for validation"
+    "Hyperparameters of MetaUnlearn; the paper's for CelebA, except `n_forget` and `held_out`"
     n_forget: int = 20        # Identities per simulated request; the size of the real request
     epochs: int = 3           # Epochs over the training identities
     lr: float = 1e-4          # Learning rate of AdamW (amsgrad), cosine to 0 over the epochs
@@ -59,8 +59,8 @@ class MetaSettings(Unlearner):
     objective: Objective = Objective()  # What a step minimizes during meta-training
     moved: Moved = "all"      # Parameters that a step changes
     bf16: bool = False        # Passes over forget and val in bfloat16 during meta-training
-    held_out: float = .2      # Share of training identities for validation; 0: no validation
-    strengths: tuple[float, ...] = (0., .01, .03, .06, .1, .3, 1., 3.)  # Candidates of validation
+    held_out: float = .2      # Share of held-out training identities; 0: none, no validation
+    strengths: tuple[float, ...] = (0., .01, .03, .06, .1, .3, 1., 3.)  # Candidates; above 1: beyond θ_u
     simulations: int = 3      # Simulated requests per validation
     margin: float = .25       # Points of simulated ToW that a strength must gain on no update
     patience: int | None = None     # Epochs without improvement before stopping; None: never stop
@@ -96,7 +96,7 @@ class MetaProblem:
     val: FaceSet            # Validation images, of people never trained on
     identities: list[str]   # All training identities, sorted
     meta_train: list[str]   # Identities of simulated requests
-    meta_val: list[str]     # Identities held out for validation; none: no validation
+    meta_val: list[str]     # Held-out identities; none: no validation
 
     @property
     def device(self) -> torch.device:
@@ -108,8 +108,10 @@ class MetaProblem:
         return self.train.subset(rows)
 
 # %% ../../../nbs/methods/metaunlearn/04_meta_training.ipynb #a98b8f6f
-def meta_problem(settings: MetaSettings, model: nn.Module, train: FaceSet, val: FaceSet) -> MetaProblem:
-    "Divide the training identities; warns when there are too few for validation"
+def meta_problem(
+    settings: MetaSettings, model: nn.Module, train: FaceSet, val: FaceSet,
+) -> MetaProblem:
+    "Divide the training identities; warns when there are too few to hold some out"
     identities = sorted(set(train.identities))
     meta_train, meta_val = meta_split(train, settings.held_out, settings.n_forget, settings.seed)
     if settings.held_out and not meta_val:
@@ -296,7 +298,7 @@ def tow_by_strength(
 
 # %% ../../../nbs/methods/metaunlearn/04_meta_training.ipynb #bc702ebb
 def validate(settings: MetaSettings, state: MetaState, problem: MetaProblem) -> None:
-    "Try the step at each strength, and keep losses and strength if they are the best so far"
+    "Try the step at each strength, and store losses and strength if they are the best so far"
     if problem.meta_val:
         use_mean_embedding(state.losses.eval(), problem.identities, problem.meta_val)
     tensors = {name: t.clone() for name, t in state.losses.state_dict().items()}
@@ -306,8 +308,9 @@ def validate(settings: MetaSettings, state: MetaState, problem: MetaProblem) -> 
         return
     means = tow_by_strength(settings, state.losses, problem, chosen and chosen["nothing"])
     if math.isnan(means[0.]):
-        raise BadInput("no attribute occurs on the images of the simulated requests, so no strength "
-                       "can be chosen; disable validation (--set metaunlearn.held_out=0) or add images")
+        raise BadInput("no attribute occurs on the images of the simulated requests, so no "
+                       "strength can be chosen; disable validation "
+                       "(--set metaunlearn.held_out=0) or add images")
     facts["curve"] += [dict(round=state.epoch, strength=strength, tow=tow)
                        for strength, tow in means.items()]
     best = max(means, key=lambda strength: means[strength])
@@ -335,7 +338,8 @@ def run_meta_training(
     resumed = load_state(state, file) if file else None
     if resumed is None: validate(settings, state, problem)
     val_batches = DeviceBatches(problem.val, settings.batch_size, problem.device)
-    val_losses = val_weighted_losses(problem.model, problem.train.task, val_batches, settings.objective)
+    val_losses = val_weighted_losses(
+        problem.model, problem.train.task, val_batches, settings.objective)
     if resumed: usage.load_state_dict(resumed)
     bar = tqdm(desc="meta-training", total=settings.epochs, initial=state.epoch,
                disable=not settings.progress)

@@ -34,11 +34,12 @@ def add_mean_embeddings(
         if loss.embed is None: continue
         rows = loss.embed.weight.data  # type: ignore[union-attr]
         mean = rows.mean(0).expand(n, -1)  # type: ignore[operator]
-        loss.embed = nn.Embedding.from_pretrained(torch.cat([rows, mean]))  # type: ignore[list-item]
+        weight = torch.cat([rows, mean])  # type: ignore[list-item]
+        loss.embed = nn.Embedding.from_pretrained(weight)
 
 # %% ../../../nbs/methods/metaunlearn/05_method.ipynb #4ac34395
 _FEW = ("ten times the paper's lr, as there are far fewer simulated requests to learn from "
-        "(see the page of MetaUnlearn)")
+        "(see nbs/methods/metaunlearn/05_method)")
 _META = dict(epochs=3, lr=1e-4, eta=.1)
 PUBLISHED_SETTINGS = (
     *paper_settings({
@@ -78,12 +79,13 @@ class MetaUnlearn(MetaSettings):
         problem = meta_problem(self, model, train, val)
         state = new_state(self, problem)
         run_meta_training(self, problem, state, usage)
-        n_features, versions = state.losses[0].n_features, dict(torch=torch.__version__, one_shui=__version__)
+        versions = dict(torch=torch.__version__, one_shui=__version__)
+        n_features = state.losses[0].n_features
         facts = dict(state.facts, people=problem.identities, features=n_features, **versions)
         return Artifact(state.best, facts)
 
     def simulation_identities(self, train: FaceSet) -> list[str]:
-        "The held-out identities; if nobody is held out, those of meta-training"
+        "The held-out identities; without held-out identities, those of meta-training"
         meta_train, meta_val = meta_split(train, self.held_out, self.n_forget, self.seed)
         return meta_val or meta_train
 

@@ -23,7 +23,7 @@ from ...data.task import Batch, Task, task_loss
 @dataclass(frozen=True)
 class Objective:
     "What an unlearning step minimizes during meta-training; the defaults are the paper's"
-    compare: Literal["full", "original", "unlearned"] = "full"  # Val before and after, before, after
+    compare: Literal["full", "original", "unlearned"] = "full"  # Val: both, before, after
     distance: Literal["smooth_l1", "l1", "l2"] = "smooth_l1"    # d
     weigh_by_score: bool = True   # Multiply the loss by (1 − score)
     absent: float | None = None   # Average precision of a label without positives; None: left out
