@@ -60,7 +60,7 @@ class MetaSettings(Unlearner):
     moved: Moved = "all"      # Parameters that a step changes
     bf16: bool = False        # Passes over forget and val in bfloat16 during meta-training
     held_out: float = .2      # Share of held-out training identities; 0: none, no validation
-    strengths: tuple[float, ...] = (0., .01, .03, .06, .1, .3, 1., 3.)  # Candidates; above 1: beyond θ_u
+    strengths: tuple[float, ...] = (0., .01, .03, .06, .1, .3, 1., 3.)  # Tried; >1 extrapolates
     simulations: int = 3      # Simulated requests per validation
     margin: float = .25       # Points of simulated ToW that a strength must gain on no update
     patience: int | None = None     # Epochs without improvement before stopping; None: never stop
