@@ -20,12 +20,14 @@ import vl_convert
 ROOT = Path(__file__).parent.parent
 NBS, PAGES, SITE = ROOT / "nbs", ROOT / "build/pages", ROOT / "_docs"
 CHAPTERS = {  # In reading order, with their titles
-    "tutorials": "Tutorials", "data": "Data", "models": "Models", "training": "Training", "evaluation": "Evaluation",
-    "methods": "Methods", "methods/metaunlearn": "MetaUnlearn", "methods/key_edit": "KeyEdit", "experiments": "Experiments",
+    "tutorials": "Tutorials", "data": "Data", "data/datasets": "Datasets", "models": "Models",
+    "training": "Training", "evaluation": "Evaluation", "methods": "Methods",
+    "methods/metaunlearn": "MetaUnlearn", "methods/key_edit": "KeyEdit", "experiments": "Experiments",
     "scale": "Grids on many machines", "requests": "Deletion requests", "cli": "Command line", "core": "Core"}
 PROMISES = {
     "tutorials": "Short walks through one question each; every page runs in about a minute on drawn faces.",
     "data": "From images on disk to batches: datasets as tables, splits by identity, a cache, a loader.",
+    "data/datasets": "Published face datasets in their own layouts, one page each.",
     "models": "Any network, its features, its file.",
     "training": "The fastai loop that trains the original and the retrained model.",
     "evaluation": "How good is a model, how well did it forget, and could an attacker tell?",
