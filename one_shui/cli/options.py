@@ -78,7 +78,7 @@ def read_own_settings(
     return settings.get(method or "", {})
 
 # %% ../../nbs/cli/01_options.ipynb #004ac229
-DATASETS = ("celeba", "celebahq", "mufac", "mucac", "lfw", "own")
+DATASETS = ("celeba", "celebahq", "lfw", "mucac", "mufac", "own")
 DATASET_HELP = f"{', '.join(DATASETS[:-1])} or {DATASETS[-1]}."
 ROOT_HELP = "Folder that contains the folder of the dataset."
 
