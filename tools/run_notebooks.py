@@ -2,7 +2,8 @@
 
     python tools/run_notebooks.py            run all notebooks and write their outputs into them
     python tools/run_notebooks.py FILE ...   only these
-    python tools/run_notebooks.py --check    run all notebooks as tests, and compare with the stored outputs
+    python tools/run_notebooks.py --check    run all notebooks as tests, and report stored results that differ
+    python tools/run_notebooks.py --check --strict   the same; a difference is an error
 
 Cells with a flag of settings.ini's `tst_flags` or with `eval: false` are not run. What is stored is the same on
 every run on one kind of processor: no times, no paths, no ids. Charts are kept as Vega-Lite and as PNG.
@@ -178,10 +179,11 @@ def longest_first(files: list[Path]) -> list[Path]:
 
 
 def main() -> int:
-    "Run, then store or compare; 1 when a notebook fails or its stored texts are out of date"
+    "Run, then store or compare; 1 when a notebook fails (with --strict: or a stored text is out of date)"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--check", action="store_true", help="compare with the stored outputs instead of writing them")
+    parser.add_argument("--strict", action="store_true", help="with --check: a stored result that differs is an error")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "TQDM_DISABLE": "1"}
@@ -214,7 +216,7 @@ def main() -> int:
     if not args.check and not args.files: RECORD.write_text(json.dumps(here, indent=1) + "\n")
     if failed: print(f"failed: {', '.join(sorted(failed))}")
     if stale: print(f"out of date: {', '.join(sorted(stale))}; run `make prepare` and look at the difference")
-    return bool(failed or stale)
+    return bool(failed or (stale and args.strict))
 
 
 if __name__ == "__main__": sys.exit(main())
