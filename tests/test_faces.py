@@ -1,6 +1,5 @@
 """Readers, cache and checks on what users really have: broken, odd and hostile files."""
 import importlib.util
-import json
 import re
 import subprocess
 import sys
@@ -292,11 +291,3 @@ def load_script(file: Path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def test_the_loader_benchmark_prints_json(drawn, capsys, monkeypatch):
-    benchmark = load_script(Path(__file__).parents[1] / "benchmarks/loaders.py")
-    monkeypatch.setattr(benchmark, "_memory", lambda rows, size: 0.)
-    benchmark.main(str(drawn), size=32, rounds=1)
-    figures = json.loads(capsys.readouterr().out)
-    assert set(figures) == {"cache_seconds", "pil_per_second", "batched_per_second", "ratio", "step_overhead", "rss_growth_mb"}

@@ -83,5 +83,5 @@ def test_artifacts_of_version_0_1_0_are_read():
 def test_metaunlearn_warns_about_an_unknown_person(images, model):
     method = find_method("metaunlearn")(n_forget=3, epochs=1, hidden=16)
     prepared = prepare_method(method, model, images.train, images.val)
-    with pytest.warns(UserWarning, match="the mean code stands in"):
+    with pytest.warns(UserWarning, match="the mean embedding is used"):
         apply_method(method, model, prepared.artifact, images.val.subset([0]))
