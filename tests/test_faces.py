@@ -1,5 +1,4 @@
 """Readers, cache and checks on what users really have: broken, odd and hostile files."""
-import importlib.util
 import re
 import subprocess
 import sys
@@ -283,11 +282,3 @@ def test_cleaned(tmp_path):
 def test_decoding_every_time_is_the_same(drawn):
     loaded = [load_image_sets(Config("celeba", str(drawn), n_forget=2, size=16, cached=cached)) for cached in (True, False)]
     assert (loaded[0].train.batch([0, 3])[0] == loaded[1].train.batch([0, 3])[0]).all()
-
-
-def load_script(file: Path):
-    "A module from a file that is no part of a package"
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
