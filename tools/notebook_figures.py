@@ -24,6 +24,7 @@ DEFINED = {"ask", "describe", "verdict", "lend", "told", "needs", "later", "doub
            "apart", "_pull", "_carry_back", "_play", "_judge", "_tired", "look", "back", "reach", "lose", "spares", "weighs",
            "know", "push", "do", "only",
            "plan", "say", "Answers", "Played"}
+MACHINE = re.compile(r"/(?:home|root|work|Users|tmp|mnt)/\w|0x[0-9a-f]{6,}")  # What no stored result may hold
 TERMS = ("memorization", "hyperparameter", "validation set", "retain set", "forget set", "support image", "membership inference",
          "baseline", "ablation")
 
@@ -140,6 +141,9 @@ def faults(figures: Figures, files: list[Path]) -> list[str]:
     for file in files:
         budget = 500_000 if "tutorials" in file.parts else 200_000
         if file.stat().st_size > budget: found.append(f"{file.relative_to(ROOT)} has {file.stat().st_size:,} bytes, limit {budget:,}")
+        results = [cell.get("outputs", []) for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]]
+        texts = "".join("".join(out.get("text", out.get("data", {}).get("text/plain", []))) for outs in results for out in outs)
+        if place := MACHINE.search(texts): found.append(f"{file.relative_to(ROOT)} has stored {place[0]!r}, a place of one machine")
         if "skip_exec: true" in file.read_text(encoding="utf-8"): found.append(f"{file.relative_to(ROOT)} skips execution")
     return found
 
