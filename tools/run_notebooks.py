@@ -71,8 +71,9 @@ def chart_bundle(spec: dict, **_) -> dict:
 
 
 def plain_text(text: str) -> str:
-    "Text without what changes from run to run: addresses in memory, temporary folders, the place of the repository"
+    "Text without what changes from run to run: addresses, times, places of files"
     text = re.sub(r" at 0x[0-9a-f]{6,}", "", text).replace(str(ROOT), "(repository)")
+    text = re.sub(r"\bdone in [\d.]+ s\b", "done", text)
     return re.sub(r"/tmp/[\w./-]+", "(temporary folder)", text)
 
 

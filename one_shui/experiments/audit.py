@@ -19,7 +19,7 @@ from torch import nn
 
 from ..core.errors import BadInput
 from ..core.files import read_tensors, write_tensors, write_text
-from ..core.legacy import RENAMED_KEYS, new_keys
+from ..core.legacy import new_keys, new_rows
 from ..data.face_set import FaceSet
 from ..data.metrics import task_score
 from ..evaluation.identity import relearn
@@ -180,8 +180,7 @@ def _store_settings(folder: Path, settings: Audit) -> None:
 def _stored_rows(file: Path) -> pd.DataFrame:
     "Rows of a table with the columns of `run`, under present names of metrics; empty without file"
     if not file.exists(): return pd.DataFrame(columns=COLUMNS)
-    rows = pd.read_csv(file)
-    return rows.assign(metric=rows["metric"].replace(RENAMED_KEYS))
+    return new_rows(pd.read_csv(file))
 
 # %% ../../nbs/experiments/14_audit.ipynb #c6835de7
 def _check_methods(folder: Path, present: set[str], methods: tuple[str, ...] | None) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 from torch import nn
 
 from ..core.costs import Cost
-from ..core.legacy import RENAMED_KEYS
+from ..core.legacy import new_rows
 from ..evaluation.predictions import Predictions
 from ..evaluation.scores import tug_of_war
 from .config import Config
@@ -122,4 +122,4 @@ def read_results(
     file = Path(folder) / "results.csv"
     if not file.exists(): return pd.DataFrame(columns=COLUMNS)
     rows = pd.read_csv(file)
-    return rows.assign(metric=rows["metric"].replace(RENAMED_KEYS))
+    return new_rows(rows)

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from ..core.errors import BadInput
 from ..core.files import write_file, write_text
-from ..core.legacy import RENAMED_KEYS, new_keys
+from ..core.legacy import new_keys, new_rows
 from ..data.cache import DecodedImages, cache_file
 from ..experiments.audit_metrics import Audit
 from ..experiments.audit_tables import audit_table
@@ -132,7 +132,7 @@ def read_rows(
         raise BadInput(f"no {file}; run a grid into {folder} first: {command}")
     try: rows = pd.read_parquet(file)
     except (OSError, ValueError) as error: raise BadInput(f"can't read {file}: {error}") from error
-    return rows.rename(columns=RENAMED_KEYS)
+    return new_rows(rows)
 
 # %% ../../nbs/scale/04_run_grid.ipynb #22284d36
 PREDICT_EPOCHS = 1.5  # Predictions on all sets
