@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -193,6 +194,7 @@ def main() -> int:
     if not args.files and len(files) < 40: raise SystemExit(f"nbs/ has lost notebooks: {len(files)} are left")
     here, there = processor(), json.loads(RECORD.read_text()) if RECORD.exists() else {}
     exact = here == there
+    shutil.rmtree(ROOT / "nbs/runs", ignore_errors=True)  # a run that is there already would not be computed
     context = get_context("forkserver")  # a fresh process for each notebook, with the imports done
     context.set_forkserver_preload(PRELOAD)
     failed, stale, seconds = [], [], {}
