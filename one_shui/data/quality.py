@@ -208,7 +208,8 @@ def _people_chart(faces: Faces) -> alt.Chart:
     per_person = faces.table["identity"].value_counts()
     rows = per_person.rename_axis("person").reset_index(name="images")
     return alt.Chart(rows, title="People by number of images", width=260).mark_bar().encode(
-        alt.X("images:Q", bin=alt.Bin(maxbins=30), title="images per person"),
+        alt.X("images:Q", bin=alt.Bin(maxbins=30, minstep=1), title="images per person",
+              scale=alt.Scale(domainMin=0), axis=alt.Axis(format="d", tickMinStep=1)),
         alt.Y("count()", title="people"))
 
 # %% ../../nbs/data/09_quality.ipynb #9e630b4b
