@@ -157,7 +157,7 @@ def linked(text: str, page: str) -> str:
 
     def to_symbol(found: re.Match) -> str:
         home = symbols().get(found[1])
-        if home is None or home == page and found[1] not in found.string: return found[0]
+        if home is None: return found[0]
         return f'<a href="{relative(page, home)}.html#{found[1].lower()}"><code>{found[1]}</code></a>'
 
     parts = re.split(r"(^```.*?^```)", text, flags=re.S | re.M)  # every second part is code
