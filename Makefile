@@ -30,7 +30,7 @@ demo: .venv/demo ## Watch a network forget 20 drawn people (a minute or two)
 	$(BIN)/one-shui demo --out runs/demo
 
 test: .venv/dev ## Run every notebook and compare its results with the stored ones, then tests/
-	$(TEST)/python tools/run_notebooks.py --check
+	$(TEST)/python tools/run_notebooks.py --check --strict
 	$(TEST)/pytest -n 2 --dist worksteal
 
 check: .venv/dev ## Is everything generated up to date, well formed, typed?

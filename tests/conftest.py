@@ -1,9 +1,9 @@
 """What several tests share: drawn faces on disk, and the folder of real ones."""
-import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
+from processes import CONTEXT
 
 from one_shui.experiments.config import Config
 from one_shui.experiments.image_sets import load_image_sets
@@ -51,11 +51,8 @@ def cache(monkeypatch, tmp_path_factory):
 @pytest.fixture
 def clean_process():
     "Makes processes that have imported everything and hold no thread of this one"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["one_shui.requests.forget", "one_shui.requests.own_model",
-                                    "one_shui.experiments.tables", "one_shui.cli.main", "hypothesis"])
     def start(target, *arguments):
-        process = context.Process(target=target, args=arguments, daemon=True)
+        process = CONTEXT.Process(target=target, args=arguments, daemon=True)
         process.start()
         return process
     return start

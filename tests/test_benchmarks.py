@@ -1,21 +1,17 @@
 """Every benchmark runs at a tiny size and prints what it should."""
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from processes import run_script
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
 def run(name: str, *arguments) -> str:
     "Run a benchmark in a process of its own; returns what it prints"
-    command = [sys.executable, str(FOLDER / f"{name}.py"), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = run_script(FOLDER / f"{name}.py", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -1,13 +1,11 @@
 """A step is computed again when the code that it uses changes, and only then."""
 import ast
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_code
 
 import one_shui
 
@@ -35,9 +33,7 @@ def package(tmp_path) -> Path:
 
 def addresses(package: Path) -> dict[str, str]:
     "Addresses of the steps of a small grid, by kind and method"
-    environment = {**os.environ, "PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", ADDRESSES], cwd=package.parent, env=environment,
-                          capture_output=True, text=True)
+    done = run_code(ADDRESSES, folder=package.parent, PYTHONPATH=str(package.parent))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import run_code
 from PIL import Image
 
 from one_shui.core.errors import BadInput
@@ -75,9 +76,7 @@ def run_python(code: str, *arguments, site: Path | None = None) -> list[str]:
     "Lines that a new process prints; `site` is on its path"
     package = Path(__file__).parents[1]
     places = [str(package), *([str(site)] if site else []), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(place for place in places if place)}
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=environment,
-                          capture_output=True, text=True, timeout=300)
+    done = run_code(code, *arguments, PYTHONPATH=os.pathsep.join(place for place in places if place))
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -91,7 +90,8 @@ def test_an_outside_dataset_is_listed_and_read(outside, swatches, tmp_path):
 
 
 def test_names_are_listed_without_loading_readers(outside):
-    names, loaded = run_python(LAZY, site=outside)
+    names, loaded = subprocess.run([sys.executable, "-c", LAZY], env=os.environ | {"PYTHONPATH": f"{outside}:{Path(__file__).parents[1]}"},
+                                   capture_output=True, text=True, check=True).stdout.splitlines()
     assert set(names.split(", ")) >= {"celeba", "celebahq", "mufac", "mucac", "lfw", "own", "swatches"}
     assert loaded == "[]"
 

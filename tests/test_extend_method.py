@@ -1,11 +1,10 @@
 """A method from another package works by its name, without an edit of this one."""
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_code
 
 METHOD = '''
 from dataclasses import dataclass
@@ -58,9 +57,7 @@ def outside(tmp_path) -> Path:
 
 def test_a_method_of_another_package_runs(tmp_path, outside):
     root = Path(__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(outside), str(root)])}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / "run")], env=environment, cwd=tmp_path,
-                          capture_output=True, text=True)
+    done = run_code(PROGRAM, tmp_path / "run", folder=tmp_path, PYTHONPATH=os.pathsep.join([str(outside), str(root)]))
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["names"][-1] == "shrink_head"

@@ -2,11 +2,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import run_code
 import torch
 
 from one_shui.core.errors import BadInput
@@ -59,8 +59,7 @@ def install(folder: Path, entry: str) -> None:
 def run(*folders: Path) -> subprocess.CompletedProcess:
     "Compute metrics in a new process that can import from these folders"
     paths = [*map(str, folders), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    return subprocess.run([sys.executable, "-c", USE], env=environment, capture_output=True, text=True)
+    return run_code(USE, PYTHONPATH=os.pathsep.join(filter(None, paths)))
 
 
 def test_an_outside_module_adds_a_metric(tmp_path):

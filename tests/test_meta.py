@@ -1,8 +1,8 @@
 """The meta-gradient in several processes, and what holds for many batches."""
-import multiprocessing
 
 import pytest
 import torch
+from processes import CONTEXT
 import torch.distributed as dist
 
 from one_shui.methods.metaunlearn.loss import MetaLoss, Support
@@ -38,7 +38,7 @@ def one_of_two(rank, file, answers):
 
 
 def test_two_processes_find_the_gradient_of_one(tmp_path):
-    alone, context = meta_gradient(*problem(ATTRIBUTES)), multiprocessing.get_context("spawn")
+    alone, context = meta_gradient(*problem(ATTRIBUTES)), CONTEXT
     answers = context.Queue()
     both = [context.Process(target=one_of_two, args=(rank, tmp_path / "meet", answers)) for rank in range(2)]
     for process in both: process.start()

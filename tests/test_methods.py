@@ -49,7 +49,7 @@ def test_a_method_repeats_itself(images, model, name):
 
 @pytest.mark.parametrize("task", ["attributes", "ages"])
 def test_every_method_runs(tmp_path, task):
-    config = Config.tiny(methods=tuple(METHODS), epochs=1, settings=dict(metaunlearn=dict(epochs=1), jit=dict(lr=1e-4)),
+    config = Config.tiny(methods=tuple(METHODS), epochs=1, metrics=("score",), settings=dict(metaunlearn=dict(epochs=1), jit=dict(lr=1e-4)),
                          toy=dict(n_people=30, n_photos=6, size=32, task=task))
     rows = run(config, tmp_path / "run", log=lambda _: None)
     assert set(rows["method"]) == set(METHODS)

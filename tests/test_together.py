@@ -1,5 +1,4 @@
 """Several processes train one network as one process does."""
-import multiprocessing
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
+from processes import CONTEXT, one_shui
 
 from one_shui.data.face_set import face_set
 from one_shui.models.networks import ModelSpec, create_model
@@ -23,7 +23,8 @@ RECIPE = replace(RECIPES["toy"], epochs=2, bf16=False, batch_size=27)  # a numbe
 VIT = dict(arch="vit_tiny_patch16_224", options=dict(patch_size=16, depth=2))
 SAMPLE = Path(__file__).parent.parent / "data/sample"
 RUN = ["run", "--dataset", "celeba", "--root", str(SAMPLE), "--n-forget", "2", "--size", "32", "--arch", "vit_tiny_patch16_224",
-       "--recipe", "paper-vit", "--epochs", "2", "--method", "original,retrain,metaunlearn", "--set", "metaunlearn.epochs=1"]
+       "--recipe", "paper-vit", "--epochs", "2", "--method", "original,retrain,metaunlearn", "--set", "metaunlearn.epochs=1",
+       "--metric", "score"]
 
 
 def answers(arch, options):
@@ -46,9 +47,8 @@ def one_of(rank, world, file, found, model):
 
 def trained(tmp_path, world, model):
     "From each process: answers and losses"
-    context = multiprocessing.get_context("spawn")
-    found = context.Queue()
-    workers = [context.Process(target=one_of, args=(rank, world, tmp_path / "meet", found, model)) for rank in range(world)]
+    found = CONTEXT.Queue()
+    workers = [CONTEXT.Process(target=one_of, args=(rank, world, tmp_path / "meet", found, model)) for rank in range(world)]
     for worker in workers: worker.start()
     told = sorted((found.get(timeout=200) for _ in workers), key=lambda row: row[0])
     for worker in workers: worker.join()
@@ -78,7 +78,7 @@ def test_processes_agree_on_running_statistics(tmp_path):
      "--dynamo_backend", "no", "-m", "one_shui.cli.main"]], ids=["torchrun", "accelerate"])
 def test_a_whole_run(tmp_path, launcher):
     if "accelerate" in launcher[1]: pytest.importorskip("accelerate")
-    subprocess.run([sys.executable, "-m", "one_shui.cli.main", *RUN, "--out", str(tmp_path / "one")], check=True, capture_output=True)
+    assert one_shui(*RUN, "--out", tmp_path / "one").returncode == 0
     done = subprocess.run([sys.executable, *launcher, *RUN, "--out", str(tmp_path / "two")], check=True, capture_output=True, text=True)
     assert done.stdout.count("report:") == 1
     one, two = (pd.read_csv(tmp_path / name / "results.csv").set_index(["method", "split", "metric"])["value"] for name in ("one", "two"))

@@ -61,7 +61,7 @@ def check_command(
     pairs: Annotated[Optional[str], typer.Option(help="CSV file for the duplicate pairs.")] = None,
 ):
     "Count people and images; find broken, duplicate and leaking images. Exit code 1 if there are any."
-    from one_shui.data.quality import data_chart
+    from one_shui.data.dataset_chart import data_chart
     checked = _check(dataset, root, n_forget, seed)
     typer.echo(checked.facts.to_string())
     for line in (*checked.missing, *checked.unreadable): typer.echo(f"- {line}")

@@ -50,6 +50,8 @@ def _config(facts: dict[str, Any]) -> Any:
     facts["arch_options"] = {name: read_value(value) for name, value in pairs}
     facts["methods"] = _method_names(facts.pop("method"))
     facts["settings"] = read_settings(facts["settings"] or [])
+    metric = facts.pop("metric")
+    facts["metrics"] = split_names(metric) if metric else None
     facts["root"] = facts["root"] and str(Path(facts["root"]).resolve())
     return Config(**facts)
 
@@ -87,6 +89,8 @@ def run_command(
         "--pretrained", help="Start from the pretrained weights of timm.")] = False,
     weights: Annotated[Optional[str], typer.Option(
         help="Start from a .safetensors file.")] = None,
+    metric: Annotated[Optional[str], typer.Option(
+        help="Metrics to compute, e.g. score,loss; default: all. ToW needs score.")] = None,
     settings: Settings = None,
 ):
     "Train a model, apply unlearning methods and measure utility, forgetting and ToW."

@@ -163,11 +163,11 @@ def loss_attack(
     "Random forests on the loss per image (De Min et al. 2025, section 5); raises `BadInput`"
     losses, labelled, judged = _columns(retain, val, forget, test)
     attacks = []
+    forests = [RandomForestClassifier(criterion=criterion, random_state=0, warm_start=True,
+                                      n_jobs=_workers(labelled)) for criterion in ("gini", "entropy")]
     for trees in (20, 50, 100):
-        for criterion in ("gini", "entropy"):
-            forest = RandomForestClassifier(trees, criterion=criterion, random_state=0,
-                                            n_jobs=_workers(labelled))
-            forest.fit(*labelled)
+        for forest in forests:  # a larger forest keeps the trees of the smaller one
+            forest.set_params(n_estimators=trees).fit(*labelled)
             judged_out = float((forest.predict(losses["forget"]) == 0).mean())
             member = forest.predict_proba(judged)[:, 1]
             attacks.append(_result(member, len(losses["forget"]), judged_out))

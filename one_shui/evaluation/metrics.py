@@ -8,7 +8,7 @@ __all__ = ['SPLITS', 'Direction', 'MetricValue', 'METRICS', 'MetricInputs', 'Met
            'register_metric', 'all_metrics', 'metric_names', 'table_columns', 'compute_metrics']
 
 # %% ../../nbs/evaluation/08_metrics.ipynb #0d98ec0f
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import entry_points
@@ -233,13 +233,15 @@ def compute_metrics(
     original: Predictions | None = None,  # Of the network before unlearning; None: no RF-JSD
     draws: int = 200,                     # Bootstrap samples for intervals
     seed: int = 0,                        # Of the samples, and of the blind attack
+    names: Collection[str] | None = None,  # To compute; None: every registered metric
 ) -> pd.DataFrame:  # split, metric, value (percent, nats or points), low, high (nan: no interval)
-    "Every registered metric of one network; raises `BadInput` for a missing set or bad value"
+    "Metrics of one network; raises `BadInput` for a missing set or bad value"
     inputs = MetricInputs(predictions, original, draws, seed)
     for name in SPLITS: predictions.split(name)  # raises
+    names = metric_names() if names is None else names
     rows = []
     for metric in all_metrics():
-        if metric.compute is None: continue
+        if metric.compute is None or metric.name not in names: continue
         value, low, high = _evaluate(metric, inputs)
         name = score_name(predictions.task) if metric.name == "score" else metric.name
         if np.isfinite(value): rows.append((metric.split, name, value, low, high))

@@ -12,6 +12,7 @@ from typing import get_type_hints
 
 from ..core.errors import BadInput, check_choice, check_facts
 from ..data.readers import READERS
+from ..evaluation.metrics import metric_names
 from ..models.networks import ModelSpec, check_spec
 from ..training.recipes import RECIPES, Recipe
 
@@ -39,6 +40,7 @@ class Config:
     train_seed: int | None = None           # Of networks and their training; None: `seed`
     unlearn_seed: int | None = None         # Of methods; None: `seed`
     score_seed: int = 0                     # Of bootstrap samples and attacks
+    metrics: tuple[str, ...] | None = None  # To compute, e.g. ("score", "loss"); None: all
     toy: dict = field(default_factory=dict)  # Of `toy_faces`, e.g. {"n_people": 60}
 
     @classmethod
@@ -79,6 +81,7 @@ def check_training(config: Config) -> None:
     check_facts(vars(config), get_type_hints(Config), "the run", "see one-shui run --help")
     check_choice("dataset", config.dataset, ["toy", *READERS])
     if config.recipe is not None: check_choice("recipe", config.recipe, RECIPES)
+    for name in config.metrics or (): check_choice("metric", name, metric_names())
     _check_positive(config)
     check_spec(model_spec(config, n_outputs=1))
     if config.weights and not Path(config.weights).is_file():

@@ -58,7 +58,8 @@ def read_config(
     if not (Path(folder) / "config.json").exists():
         raise BadInput(f"{folder} holds no run; make one with one-shui run --out {folder}")
     values = _stored_values(Path(folder))
-    return Config(**{**values, "methods": tuple(values["methods"])})
+    tuples = {name: tuple(values[name]) for name in ("methods", "metrics") if values.get(name)}
+    return Config(**{**values, **tuples})
 
 # %% ../../nbs/experiments/03_folder.ipynb #b3eef7bd
 def open_folder(

@@ -152,7 +152,8 @@ class Run:
     def measure(self, predictions: Predictions) -> pd.DataFrame:
         "All metrics of one network, beside the original"
         before = self.predictions("original")
-        return compute_metrics(predictions, before, seed=self.config.score_seed)
+        seed, names = self.config.score_seed, self.config.metrics
+        return compute_metrics(predictions, before, seed=seed, names=names)
 
     def rows(self, name: str) -> pd.DataFrame:
         "Prepare and apply one method, measure it, and return its rows"
@@ -291,7 +292,8 @@ def try_methods(
         prepared = prepare_method(method, original, images.train, images.val)
         network, cost = unlearn(method, prepared, original, images)
         if keep is not None: keep[name] = network
-        metrics = compute_metrics(predict_splits(network, images), before, seed=config.score_seed)
+        metrics = compute_metrics(predict_splits(network, images), before, seed=config.score_seed,
+                                  names=config.metrics)
         rows.append(method_rows(config, name, method, metrics, prepared, cost, "given by hand"))
     return add_tow(pd.concat(rows, ignore_index=True))
 

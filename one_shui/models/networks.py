@@ -77,10 +77,13 @@ def check_architecture(arch: str) -> None:
     raise BadInput(f"unknown architecture {arch!r}; {hint}")
 
 # %% ../../nbs/models/01_networks.ipynb #bd318d64
+_BUILDABLE = set[str]()  # Descriptions that were built, because building takes 0.1 s
+
+
 def check_spec(spec: ModelSpec) -> None:
     "Raise `BadInput` for an unknown architecture or an image size that its patches don't divide"
     check_architecture(spec.arch)
-    if spec.arch == "small_cnn": return
+    if spec.arch == "small_cnn" or repr(spec) in _BUILDABLE: return
     try:
         with torch.device("meta"): patches = getattr(build_network(spec), "patch_embed", None)
     except Exception as error:  # a constructor may raise anything for options that it doesn't know
@@ -92,6 +95,7 @@ def check_spec(spec: ModelSpec) -> None:
         smaller, larger = max(spec.size // side, 1) * side, (spec.size // side + 1) * side
         raise BadInput(f"{spec.arch} cuts images into patches of {side} pixels, and {spec.size} "
                        f"isn't a multiple; use --size {smaller} or {larger}")
+    _BUILDABLE.add(repr(spec))
 
 # %% ../../nbs/models/01_networks.ipynb #500e29ee
 def create_model(

@@ -189,6 +189,7 @@ def score_job(config: Config, method: str) -> Job:
     baselines = [unlearn_job(*pair) for pair in plain]
     depends_on = unlearn_job(config, method), *baselines
     inputs = dict(predictions=depends_on[0].step.address, seed=config.score_seed,
+                  metrics=_plain(config.metrics),
                   baselines=[job.step.address for job in baselines])
     return Job(Step("score", inputs, code_of("score")), config, method, depends_on)
 
@@ -308,7 +309,7 @@ def _execute_score(store: Store, job: Job, work: Path) -> None:
     "Compute the rows of one network"
     config, method = job.config, job.method
     predictions, original, retrained = (_predictions(store, needed) for needed in job.depends_on)
-    metrics = compute_metrics(predictions, original, seed=config.score_seed)
+    metrics = compute_metrics(predictions, original, seed=config.score_seed, names=config.metrics)
     rows = method_rows(config, method, make_method(config, method), metrics, Prepared(Artifact()),
                        Cost(), settings_from(config, method))
     rows = rows[rows["split"] != "all"]  # costs are columns here, see below
