@@ -14,7 +14,7 @@ from one_shui.models.files import save_model
 from one_shui.models.networks import ModelSpec, create_model
 
 BIN = Path(sys.executable).parent
-QUICK = ["--size", "32", "--epochs", "1", "--set", "metaunlearn.epochs=1"]
+QUICK = ["--size", "32", "--epochs", "1", "--set", "metaunlearn.epochs=1", "--metric", "score"]
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_run_and_run_again(tmp_path):
 
 @pytest.mark.parametrize("dataset", ["celeba", "celebahq", "mufac"])
 def test_layouts(drawn, tmp_path, dataset):
-    done = one_shui("run", "--dataset", dataset, "--root", drawn, "--n-forget", "2", *QUICK, "--metric", "score",
+    done = one_shui("run", "--dataset", dataset, "--root", drawn, "--n-forget", "2", *QUICK,
                     "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     metric = "accuracy" if dataset == "mufac" else "mAP"
@@ -123,7 +123,7 @@ def test_help():
 
 def test_killed_and_resumed(tmp_path):
     "A run that is killed goes on, and ends with the numbers of one that wasn't"
-    command = ["run", "--n-forget", "3", "--size", "32", "--epochs", "6", "--method", "original", "--out"]
+    command = ["run", "--n-forget", "3", "--size", "32", "--epochs", "6", "--method", "original", "--metric", "score", "--out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([str(BIN / "one-shui"), *command, str(tmp_path / "killed")], env=environment, stdout=subprocess.DEVNULL)
     log = tmp_path / "killed/original-log.csv"

@@ -93,11 +93,6 @@ def test_killed_ten_times(whole, tmp_path, clean_process):
     assert len(reached) > 2, f"killed at the same place every time: {reached}"
 
 
-def test_joblib_gives_the_same_rows(whole, tmp_path):
-    compute(tmp_path, engine="joblib")
-    same(tmp_path, whole)
-
-
 def vanishing(root, job, threads, command, *needed):
     "A worker that is killed in the middle of its first attempt to apply some methods"
     tried = Path(root) / f"{job.step.address}.tried"

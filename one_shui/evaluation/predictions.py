@@ -132,10 +132,11 @@ def tow_interval(
     draws: int = 200,          # Bootstrap samples
     seed: int = 0,             # Of the samples
 ) -> tuple[float, float]:
-    "95 % interval of ToW when people are drawn with replacement"
+    "95 % interval of ToW when people are drawn with replacement; nan where a score is nan"
     drawn_tow, tow = np.ones(draws), 100.
     for name in ("retain", "forget", "test"):
         unlearned, reference = predictions.split(name), retrained.split(name)
+        if np.isnan(unlearned.score): return float("nan"), float("nan")
         weights = bootstrap_people(unlearned.identities, draws, seed)
         scores, reference_scores = (
             weighted_scores(part.task, part.logits, part.targets, weights)

@@ -6,6 +6,7 @@
 __all__ = ['predict', 'tow_factor', 'tug_of_war', 'bootstrap_people', 'weighted_scores', 'score_interval']
 
 # %% ../../nbs/evaluation/00_scores.ipynb #8d655072
+import warnings
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,9 @@ def tow_factor(
     score: float,      # Of the unlearned network on one set, in percent
     reference: float,  # Of the retrained network on the same set, in percent
 ) -> float:            # In [0, 1]
-    "How close two scores are; 1: equal; raises `BadInput` for a score that isn't in percent"
+    "How close two scores are; 1: equal; nan: one is nan; raises `BadInput` outside of percent"
     for value in (score, reference):
-        if not 0 <= value <= 100:
+        if value < 0 or value > 100:
             raise BadInput(f"scores are in percent, 0 to 100; got {value}")
     return 1 - abs(score - reference) / 100
 
@@ -86,7 +87,9 @@ def _weighted_block(
     scores = np.full((targets.shape[1], len(weights)), np.nan)
     for k in range(targets.shape[1]):
         scores[k] = _weighted_precision(logits[:, k], targets[:, k], weights)
-    return np.nanmean(scores, axis=0)
+    with warnings.catch_warnings():  # a sample without any attribute has no score
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(scores, axis=0)
 
 # %% ../../nbs/evaluation/00_scores.ipynb #4ed75211
 def weighted_scores(

@@ -27,6 +27,7 @@ from .audit_tables import anamnesis_table, audit_table, metric_correlations
 from .folder import predictions_file
 from .pages import chart_html, save_page
 from .results import SCHEME
+from ..methods.contract import ACCESS_CLASSES
 
 # %% ../../nbs/experiments/16_audit_charts.ipynb #2411b9eb
 def _predictions(folder: str | Path, method: str, part: str = "forget") -> SplitPredictions:
@@ -299,7 +300,7 @@ def _cost_marks(shown: pd.DataFrame) -> tuple[alt.Chart, alt.Chart]:
     base = alt.Chart(shown).encode(
         alt.X("seconds:Q", scale=alt.Scale(type="log"), title="seconds per request"),
         alt.Y("value:Q", title="ToW (percent)", scale=alt.Scale(zero=False)))
-    scale = alt.Scale(scheme=SCHEME, domain=["support", "statistics", "full"])
+    scale = alt.Scale(scheme=SCHEME, domain=ACCESS_CLASSES)
     circles = base.mark_circle(size=80).encode(
         alt.Color("access:N", scale=scale, title="data access"),
         tooltip=["method", "access", alt.Tooltip("value:Q", format=".1f"), "seconds:Q"])

@@ -19,6 +19,7 @@ from ..core.intervals import interval_text
 from ..evaluation.metrics import table_columns
 from .config import Config
 from .pages import chart_html, legend, save_page, table_html
+from ..methods.contract import ACCESS_CLASSES
 
 # %% ../../nbs/experiments/08_results.ipynb #8485a32c
 def named_score(rows: pd.DataFrame) -> pd.DataFrame:
@@ -112,11 +113,11 @@ def tow_chart(
     "ToW of each method; dashed: the original network"
     shown = rows[(rows["metric"] == "ToW") & (rows["method"] != "retrain")]
     shown = shown.groupby(["method", "access"], as_index=False, sort=False)["value"].mean()
-    order, access = list(shown["method"]), ["support", "statistics", "full"]
+    order = list(shown["method"])
     bars = alt.Chart(shown).mark_bar().encode(
         alt.X("value:Q", title="ToW (100: retrained network)", scale=alt.Scale(domain=[0, 100])),
         alt.Y("method:N", sort=order, title=None),
-        alt.Color("access:N", scale=alt.Scale(scheme=SCHEME, domain=access)),
+        alt.Color("access:N", scale=alt.Scale(scheme=SCHEME, domain=ACCESS_CLASSES)),
         tooltip=["method", "access", alt.Tooltip("value:Q", format=".2f")])
     original = alt.Chart(shown[shown["method"] == "original"])
     dashed = original.mark_rule(strokeDash=[4, 4]).encode(x="value:Q")
@@ -155,6 +156,10 @@ def summary(
     request = "1 forget identity" if people == 1 else f"{people} forget identities"
     sentences = [f"The request has {request}, with one support image each."]
     if not {"original", "retrain"} <= set(wide.index): return sentences
+    if ("all", "ToW") not in wide:
+        return [*sentences, "ToW is not defined: a score of retain, forget or test is missing. "
+                            "Either no attribute occurs on the images of a set, or the score was "
+                            "not computed (--metric)."]
     return [*sentences, _memorized(rows, wide), *_best_method(rows, wide), *_unchanged(wide)]
 
 # %% ../../nbs/experiments/08_results.ipynb #28cabe95

@@ -8,6 +8,7 @@ __all__ = ['COLUMNS', 'SETS', 'TOLERANCE', 'predict_splits', 'method_rows', 'add
 # %% ../../nbs/experiments/05_rows.ipynb #22d5e78b
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -56,13 +57,13 @@ def method_rows(
     settings: str,          # Where its settings come from, as from `settings_from`
 ) -> pd.DataFrame:          # Columns `COLUMNS`
     "The metrics and the cost of one method, as rows"
-    values = _cost_values(prepared, cost, method.data_access == "statistics")
+    values = _cost_values(prepared, cost, method.makes_artifact())
     costs = pd.DataFrame(values, columns=["metric", "value"])
     costs = costs.assign(split="all", low=float("nan"), high=float("nan"))
     rows = pd.concat([metrics, costs], ignore_index=True)
     return rows.assign(
         dataset=config.dataset, arch=config.arch, n_forget=config.n_forget, seed=config.seed,
-        method=name, access=method.data_access, seconds=cost.seconds, settings=settings)[COLUMNS]
+        method=name, access=method.access, seconds=cost.seconds, settings=settings)[COLUMNS]
 
 # %% ../../nbs/experiments/05_rows.ipynb #f57e564e
 TOLERANCE = 5.  # Points that the score on val may fall before a method counts as over-forgetting
@@ -71,7 +72,7 @@ TOLERANCE = 5.  # Points that the score on val may fall before a method counts a
 def _scores(rows: pd.DataFrame) -> pd.DataFrame:
     "mAP or accuracy in percent, by method and split"
     scores = rows[rows["metric"].isin(["mAP", "accuracy"])]
-    return scores.pivot(index="method", columns="split", values="value")
+    return scores.pivot(index="method", columns="split", values="value").reindex(columns=list(SETS))
 
 # %% ../../nbs/experiments/05_rows.ipynb #af77ab94
 def _derived(rows: pd.DataFrame, method: str, split: str, metric: str, value: float,
@@ -94,13 +95,13 @@ def _over_forgot_rows(rows: pd.DataFrame, val_before: float | None) -> pd.DataFr
 
 # %% ../../nbs/experiments/05_rows.ipynb #c974c751
 def _tow_rows(rows: pd.DataFrame, intervals: dict[str, tuple[float, float]]) -> pd.DataFrame:
-    "A row per method: its ToW, when the retrained network was measured"
+    "A row per method: its ToW, when the retrained network was measured and all scores exist"
     scores = _scores(rows)
     if "retrain" not in scores.index: return rows[:0]
-    unknown = float("nan"), float("nan")
-    return pd.DataFrame([
-        _derived(rows, name, "all", "ToW", tug_of_war(scores.loc[name], scores.loc["retrain"]),
-                 intervals.get(name, unknown)) for name in rows["method"].unique()])
+    unknown, names = (float("nan"), float("nan")), rows["method"].unique()
+    values = {name: tug_of_war(scores.loc[name], scores.loc["retrain"]) for name in names}
+    return pd.DataFrame([_derived(rows, name, "all", "ToW", value, intervals.get(name, unknown))
+                         for name, value in values.items() if np.isfinite(value)])
 
 # %% ../../nbs/experiments/05_rows.ipynb #46048ebc
 def add_tow(

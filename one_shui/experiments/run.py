@@ -42,7 +42,7 @@ def prepare_once(
     images: ImageSets,    # The run's image sets
 ) -> Prepared:
     "The artifact of a method: from its file, or prepared and saved there"
-    if method.data_access != "statistics":
+    if not method.makes_artifact():
         return prepare_method(method, original, images.train, images.val)
     prepared = _stored_artifact(file, original)
     if prepared is not None: return prepared
@@ -186,7 +186,7 @@ def _progress_line(current: Run, name: str) -> str:
     people = current.image_sets.splits.request.n_forget
     if name == "original": return "original: scoring the original network"
     if name == "retrain": return f"retrain: training without the {people} forget identities"
-    needs_artifact = find_method(name).data_access == "statistics"
+    needs_artifact = find_method(name).makes_artifact()
     return f"{name}: {'preparing, then ' if needs_artifact else ''}forgetting {people}"
 
 # %% ../../nbs/experiments/06_run.ipynb #359b2568

@@ -59,7 +59,7 @@ def prepare_method(
     val: FaceSet,       # Validation images
 ) -> Prepared:
     "Call `prepare` on views of the data sets, then close the views"
-    if method.data_access != "statistics": return Prepared(Artifact())
+    if not method.makes_artifact(): return Prepared(Artifact())
     views = train.view(), val.view()
     counters = [view.counter for view in views]
     try:
@@ -82,7 +82,7 @@ def _check_origin(facts: dict, method: Unlearner, weights: str) -> None:
         raise BadInput(f"this {method.name} artifact was prepared for other weights "
                        f"({prepared_for}); prepare it for this network")
     name = facts.get("method", method.name)
-    if method.data_access == "statistics" and name != method.name:
+    if method.makes_artifact() and name != method.name:
         raise BadInput(f"a {name} artifact is nothing for {method.name}; "
                        f"prepare one for {method.name}")
 
@@ -95,7 +95,7 @@ def check_artifact(
     "Raise `BadInput` when an artifact was made for another network or with other settings"
     facts = new_keys(artifact.facts)
     _check_origin(facts, method, weights)
-    if method.data_access != "statistics": return  # such a method reads no artifact
+    if not method.makes_artifact(): return  # such a method reads no artifact
     current = settings_of(method)
     for name, value in facts.get("settings", {}).items():
         if name not in method.unlearn_only_settings and current.get(name, value) != value:

@@ -70,8 +70,8 @@ def choose_method(
 def _method_without_artifact(name: str, settings: dict, seed: int | None) -> Unlearner:
     "A method that works from support images alone; raises `BadInput` for any other"
     kind = find_method(name)
-    missing = dict(statistics="an artifact", full="training data").get(kind.data_access)
-    if missing:
+    if kind.data_access != "support":
+        missing = "an artifact" if kind.makes_artifact() else "training data"
         raise BadInput(f"{name} can't process a request from photos alone: it needs {missing}")
     return kind(**{"seed": seed or 0, **check_settings(kind, settings, "--set")})
 

@@ -113,7 +113,7 @@ def receipt_facts(
     return json_values(dict(
         format=1, request=prepared.id, time=utc_now(), people=len(prepared.requests),
         photos=len(prepared.support),
-        method=dict(name=method.name, access=method.data_access, source=method.source,
+        method=dict(name=method.name, access=method.access, source=method.source,
                     settings=settings_of(method)),
         model=dict(before=dict(weights=model.weights, sha256=file_digest(model.file)),
                    after=dict(weights=weights_digest(network.state_dict()))),

@@ -177,7 +177,7 @@ def unlearn_job(config: Config, method: str) -> Job:
     trained, settings = pretrain_job(config), settings_of(make_method(config, method))
     inputs = dict(network=trained.step.address, method=method, settings=settings)
     depends_on: tuple[Job, ...] = (trained,)
-    if find_method(method).data_access == "statistics":
+    if find_method(method).makes_artifact():
         prepared = _prepare_job(config, method, trained, inputs)
         inputs, depends_on = dict(inputs, artifact=prepared.step.address), (trained, prepared)
     return Job(Step("unlearn", inputs, code_of("unlearn", method)), config, method, depends_on)

@@ -49,7 +49,7 @@ def stored_site(model: nn.Module, artifact: Artifact) -> EditSite:
 class KeyEdit(Unlearner):
     "Edit one layer along a person's features, in closed form"
     name: ClassVar[str] = "key_edit"
-    data_access: ClassVar[DataAccess] = "statistics"
+    data_access: ClassVar[DataAccess] = "record"
     source: ClassVar[str] = "ours; closed form of Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023"
     search_space: ClassVar[dict[str, tuple]] = dict(rank=(1, 4, 8))
     prepare_epochs: ClassVar[float] = 2.1
@@ -73,6 +73,11 @@ class KeyEdit(Unlearner):
         "Simulated requests of the size of the real one, and more of them if it is small"
         simulations = min(max(3, math.ceil(60 / n_forget)), 12)
         return cls(**{"n_forget": n_forget, "simulations": simulations, **settings})
+
+    @property
+    def access(self) -> DataAccess:
+        "Without records: statistics"
+        return "statistics" if self.keeps == "nothing" else "record"
 
     def prepare(self, model: nn.Module, train: FaceSet, val: FaceSet) -> Artifact:
         "Read every train image once (eight of them twice), and choose the strength on simulations"

@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -51,12 +52,21 @@ PUBLISHED_SETTINGS = (
     tuned_settings("celeba", _FEW, epochs=3, lr=1e-3, eta=.1),
 )
 
+# %% ../../../nbs/methods/metaunlearn/05_method.ipynb #525eb306
+def _epoch_means(
+    history: list[float],  # Objective of each simulated request
+    epochs: int,           # Of meta-training
+) -> list[float]:
+    "Mean objective of each epoch"
+    parts = np.array_split(np.array(history), epochs)
+    return [float(part.mean()) for part in parts if len(part)]
+
 # %% ../../../nbs/methods/metaunlearn/05_method.ipynb #f2d9b34b
 @dataclass
 class MetaUnlearn(MetaSettings):
     "Meta-learn a loss whose gradient step forgets (De Min et al. 2025)"
     name: ClassVar[str] = "metaunlearn"
-    data_access: ClassVar[DataAccess] = "statistics"
+    data_access: ClassVar[DataAccess] = "record"
     source: ClassVar[str] = "De Min et al., Unlearning Personal Data from a Single Image, TMLR 2025"
     checked: ClassVar[bool] = True
     published: ClassVar[tuple[PublishedSettings, ...]] = PUBLISHED_SETTINGS
@@ -73,6 +83,11 @@ class MetaUnlearn(MetaSettings):
         size = n_forget if n_forget > 1 else for_one
         return cls(**{"n_forget": size, **published, **settings})
 
+    @property
+    def access(self) -> DataAccess:
+        "The identity embedding has a row per person; without it: statistics"
+        return "record" if self.embedding else "statistics"
+
     def prepare(self, model: nn.Module, train: FaceSet, val: FaceSet) -> Artifact:
         "Meta-train the loss on simulated requests"
         usage = ResourceUsage(train.counter, val.counter)
@@ -82,6 +97,7 @@ class MetaUnlearn(MetaSettings):
         versions = dict(torch=torch.__version__, one_shui=__version__)
         n_features = state.losses[0].n_features
         facts = dict(state.facts, people=problem.identities, features=n_features, **versions)
+        if not self.embedding: facts |= dict(people=[], history=_epoch_means(facts["history"], self.epochs))
         return Artifact(state.best, facts)
 
     def simulation_identities(self, train: FaceSet) -> list[str]:
@@ -110,6 +126,7 @@ def stored_losses(
     identities = artifact.facts["people"]
     losses = build_losses(settings, support.task, artifact.facts["features"], len(identities))
     losses.load_state_dict(artifact.tensors)
+    if not settings.embedding: return losses, sorted(set(support.identities))
     unknown = sorted(set(support.identities) - set(identities))
     if unknown:
         warnings.warn(f"{len(unknown)} of the forget identities were not in the training set that "
