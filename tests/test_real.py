@@ -58,7 +58,7 @@ def test_a_request_when_the_images_are_gone(real, tmp_path):
         assert answer.exit_code == 0, answer.exception or answer.output
         return answer.output
     shutil.copytree(real / "celeba", tmp_path / "data/celeba")
-    config = Config("celeba", str(tmp_path / "data"), n_forget=3, size=32, epochs=3, methods=("original",))
+    config = Config("celeba", str(tmp_path / "data"), n_forget=3, size=32, epochs=3, methods=("original",), metrics=("score",))
     run(config, tmp_path / "run", log=lambda _: None)
     model, artifact, splits = tmp_path / "run/original.safetensors", tmp_path / "artifact.safetensors", tmp_path / "run/splits.json"
     one_shui("prepare", "--model", model, "--dataset", "celeba", "--root", tmp_path / "data", "--splits", splits, "--method", "key_edit",
