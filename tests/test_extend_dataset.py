@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import run_code
 from PIL import Image
+from processes import run_code
 
 from one_shui.core.errors import BadInput
 from one_shui.data.readers import READERS, find_reader, package_readers, read_faces, reader
@@ -90,8 +90,9 @@ def test_an_outside_dataset_is_listed_and_read(outside, swatches, tmp_path):
 
 
 def test_names_are_listed_without_loading_readers(outside):
-    names, loaded = subprocess.run([sys.executable, "-c", LAZY], env=os.environ | {"PYTHONPATH": f"{outside}:{Path(__file__).parents[1]}"},
-                                   capture_output=True, text=True, check=True).stdout.splitlines()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(outside), str(Path(__file__).parents[1])])}
+    done = subprocess.run([sys.executable, "-c", LAZY], env=environment, capture_output=True, text=True, check=True)
+    names, loaded = done.stdout.splitlines()
     assert set(names.split(", ")) >= {"celeba", "celebahq", "mufac", "mucac", "lfw", "own", "swatches"}
     assert loaded == "[]"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import run_code
 import torch
+from processes import run_code
 
 from one_shui.core.errors import BadInput
 from one_shui.evaluation.metrics import Metric, _evaluate, _with_interval

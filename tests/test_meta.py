@@ -1,9 +1,8 @@
 """The meta-gradient in several processes, and what holds for many batches."""
-
 import pytest
 import torch
-from processes import CONTEXT
 import torch.distributed as dist
+from processes import CONTEXT
 
 from one_shui.methods.metaunlearn.loss import MetaLoss, Support
 from one_shui.methods.metaunlearn.meta_gradient import meta_gradient
@@ -38,9 +37,8 @@ def one_of_two(rank, file, answers):
 
 
 def test_two_processes_find_the_gradient_of_one(tmp_path):
-    alone, context = meta_gradient(*problem(ATTRIBUTES)), CONTEXT
-    answers = context.Queue()
-    both = [context.Process(target=one_of_two, args=(rank, tmp_path / "meet", answers)) for rank in range(2)]
+    alone, answers = meta_gradient(*problem(ATTRIBUTES)), CONTEXT.Queue()
+    both = [CONTEXT.Process(target=one_of_two, args=(rank, tmp_path / "meet", answers)) for rank in range(2)]
     for process in both: process.start()
     found = [answers.get(timeout=100) for _ in both]
     for process in both: process.join()

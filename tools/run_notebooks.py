@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "nbs/outputs.json"  # The processor and versions that stored outputs come from
 PRELOAD = ["one_shui.experiments.run", "altair", "vl_convert", "execnb.shell", "sklearn.metrics"]
 LIMIT = 600  # Seconds per notebook
@@ -58,13 +58,14 @@ def small_png(picture: bytes, colours: int = 128, width: int = 1000) -> str:
 
 
 def lean(spec: dict) -> dict:
-    "A chart with the columns that it names and five significant digits, which no eye can tell from more"
-    data, drawing = spec.get("datasets", {}), json.dumps({key: part for key, part in spec.items() if key != "datasets"})
-    for number, (name, rows) in enumerate(data.items()):
-        drawing = drawing.replace(name, f"data-{number}")
-        data[name] = [{column: value for column, value in row.items() if column in drawing} for row in rows]
-    whole = json.loads(drawing) | {"datasets": {f"data-{number}": rows for number, rows in enumerate(data.values())}}
-    return json.loads(json.dumps(whole), parse_float=lambda text: float(f"{float(text):.5g}"))
+    "A chart with the columns that it names, and numbers of five significant digits, which no eye can tell from more"
+    drawing, datasets = json.dumps(spec | {"datasets": {}}, ensure_ascii=False), {}
+    for number, (name, rows) in enumerate(spec.get("datasets", {}).items()):
+        drawing = drawing.replace(name, f"data-{number}")  # altair's name is a digest of the data
+        named = drawing.replace("\\", "")  # Vega-Lite escapes dots and brackets in names of columns
+        datasets[f"data-{number}"] = [{column: row[column] for column in row if column in named} for row in rows]
+    whole = json.dumps(json.loads(drawing) | {"datasets": datasets})
+    return json.loads(whole, parse_float=lambda text: float(f"{float(text):.5g}"))
 
 
 def chart_bundle(spec: dict, **_) -> dict:

@@ -238,10 +238,10 @@ def compute_metrics(
     "Metrics of one network; raises `BadInput` for a missing set or bad value"
     inputs = MetricInputs(predictions, original, draws, seed)
     for name in SPLITS: predictions.split(name)  # raises
-    names = metric_names() if names is None else names
     rows = []
     for metric in all_metrics():
-        if metric.compute is None or metric.name not in names: continue
+        chosen = names is None or metric.name in names
+        if metric.compute is None or not chosen: continue
         value, low, high = _evaluate(metric, inputs)
         name = score_name(predictions.task) if metric.name == "score" else metric.name
         if np.isfinite(value): rows.append((metric.split, name, value, low, high))

@@ -39,10 +39,8 @@ def _cost_values(prepared: Prepared, cost: Cost, has_artifact: bool) -> list[tup
     "Metric names and values of what a method cost"
     at_request = [("peak MB", cost.peak_mb), ("images read", float(cost.images_read))]
     if not has_artifact: return at_request
-    tensors = prepared.artifact.tensors.values()
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
     before = prepared.cost
-    return [*at_request, ("artifact MB", size), ("prepare seconds", before.seconds),
+    return [*at_request, ("artifact MB", prepared.artifact.n_bytes / 1e6), ("prepare seconds", before.seconds),
             ("prepare peak MB", before.peak_mb),
             ("prepare images read", float(before.images_read))]
 

@@ -26,6 +26,11 @@ class Artifact:
     tensors: dict[str, Tensor] = field(default_factory=dict)  # E.g. a learned loss, importances
     facts: dict = field(default_factory=dict)                 # Values that JSON can hold
 
+    @property
+    def n_bytes(self) -> int:
+        "Size of the tensors in memory"
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
     def save(self, file: str | Path) -> None:
         "Write it as safetensors"
         write_tensors(file, self.tensors, self.facts)

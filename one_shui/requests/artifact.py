@@ -147,9 +147,8 @@ def artifact_summary(
 # %% ../../nbs/requests/02_artifact.ipynb #fc952072
 def _contents_in_words(artifact: Artifact) -> list[str]:
     "Size and records of people"
-    megabytes = sum(t.numel() * t.element_size() for t in artifact.tensors.values()) / 1e6
     records = len(artifact.facts.get("people") or [])
-    size = (f"{len(artifact.tensors)} tensors, {megabytes:.2f} MB, for the method "
+    size = (f"{len(artifact.tensors)} tensors, {artifact.n_bytes / 1e6:.2f} MB, for the method "
             f"{artifact.facts['method']}; no image")
     if not records:
         return [size, "no record of a single person"]

@@ -273,10 +273,8 @@ def _execute_prepare(store: Store, job: Job, work: Path) -> None:
 # %% ../../nbs/scale/02_jobs.ipynb #1fb26b99
 def _cost_facts(cost: Cost, prepared: Prepared) -> dict:
     "Cost of a request and of its preparation"
-    tensors = prepared.artifact.tensors.values()
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     preparation = {f"prepare_{name}": value for name, value in asdict(prepared.cost).items()}
-    return dict(asdict(cost), artifact_mb=size / 1e6, **preparation)
+    return dict(asdict(cost), artifact_mb=prepared.artifact.n_bytes / 1e6, **preparation)
 
 # %% ../../nbs/scale/02_jobs.ipynb #4217116f
 def _execute_unlearn(store: Store, job: Job, work: Path) -> None:
