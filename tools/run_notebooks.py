@@ -59,8 +59,9 @@ def small_png(picture: bytes, colours: int = 128, width: int = 1000) -> str:
 
 def lean(spec: dict) -> dict:
     "A chart with the columns that it names, and numbers of five significant digits, which no eye can tell from more"
-    drawing, datasets = json.dumps(spec | {"datasets": {}}, ensure_ascii=False), {}
-    for number, (name, rows) in enumerate(spec.get("datasets", {}).items()):
+    data, datasets = spec.get("datasets", {}), {}
+    drawing = json.dumps({key: part for key, part in spec.items() if key != "datasets"}, ensure_ascii=False)
+    for number, (name, rows) in enumerate(data.items()):
         drawing = drawing.replace(name, f"data-{number}")  # altair's name is a digest of the data
         named = drawing.replace("\\", "")  # Vega-Lite escapes dots and brackets in names of columns
         datasets[f"data-{number}"] = [{column: row[column] for column in row if column in named} for row in rows]
