@@ -59,6 +59,7 @@ def _config(facts: dict[str, Any]) -> Any:
 @commands.command(name="run", epilog=examples(
     "run --dataset celeba --root DATA --arch resnet18 --epochs 12 --out runs/celeba",
     "run --method original,retrain,ssd --set ssd.lam=2.0 --out runs/ssd",
+    "run --method original,retrain,ssd-tuned --reserve 40 --out runs/tuned",
     "run --arch vit_tiny_patch16_224 --arch-option patch_size=8 --out runs/vit")
     + "\n\nThe same command resumes an interrupted run. Another --method adds a method.")
 def run_command(
@@ -67,9 +68,12 @@ def run_command(
     root: Annotated[Optional[str], typer.Option(
         help=f"{ROOT_HELP} For own: a folder with labels.csv, or a CSV file.")] = None,
     n_forget: Annotated[int, typer.Option(help="Number of forget identities.")] = 20,
+    reserve: Annotated[int, typer.Option(min=0, help="People of the retain set with one image "
+        "outside training, the support images of simulated requests.")] = 0,
     seed: Seed = 0,
     method: Annotated[str, typer.Option(
-        help="Unlearning methods, separated by commas, or all.")] = "original,retrain,metaunlearn",
+        help="Unlearning methods, separated by commas, or all. NAME-tuned: with settings and "
+             "strength chosen on simulated requests.")] = "original,retrain,metaunlearn",
     arch: Annotated[str, typer.Option(help="small_cnn or any timm model.")] = "small_cnn",
     arch_option: Annotated[Optional[list[str]], typer.Option(
         help="Argument of the model, NAME=VALUE, e.g. patch_size=8; repeatable.")] = None,
@@ -185,7 +189,7 @@ def tune_command(
     fixed = {f.name: getattr(base, f.name) for f in fields(kind)}
     file, partial = Path(run) / f"tune-{method}.csv", Path(run) / f"tune-{method}.partial"
     table = tune(kind, space, model, images.train, images.val, config.n_forget, requests, seed,
-                 sys.stderr.isatty(), fixed, partial)
+                 sys.stderr.isatty(), fixed, partial, images.reserved)
     texts = (f"--grid {name}={','.join(map(json.dumps, values))}" for name, values in space.items())
     command = f"one-shui tune {method} --run {run} {' '.join(texts)} --requests {requests} --seed {seed}"
     saved = table.assign(seed=seed, requests=requests, command=command)

@@ -7,11 +7,13 @@ __all__ = ['SimulatedRequest', 'simulate_requests', 'matched_nonmember_score', '
 
 # %% ../../nbs/evaluation/02_simulation.ipynb #ff49fbe6
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor, nn
 
+from ..core.errors import BadInput
 from ..data.face_set import FaceSet
 from ..data.metrics import task_score
 from ..data.splits import simulated_request_rows
@@ -35,6 +37,21 @@ def _simulated_request(
     retain = np.setdiff1d(np.arange(len(train)), np.concatenate([support, forget]))
     return SimulatedRequest(train.subset(support), train.subset(forget), train.subset(retain))
 
+# %% ../../nbs/evaluation/02_simulation.ipynb #5fbab66c
+def _reserved_requests(
+    train: FaceSet, reserved: FaceSet, n_forget: int, rng: np.random.Generator,
+) -> Iterator[SimulatedRequest]:
+    "Disjoint requests of people with a reserved image; raises `BadInput` for too few people"
+    if len(reserved) < n_forget:
+        raise BadInput(f"can't simulate requests of {n_forget} people: "
+                       f"only {len(reserved)} have a reserved image; reserve more (--reserve)")
+    order = rng.permutation(len(reserved))
+    for start in range(0, len(order) - n_forget + 1, n_forget):
+        support = reserved.subset(order[start:start + n_forget])
+        is_forget = np.isin(train.identities, support.identities)
+        yield SimulatedRequest(support, train.subset(np.flatnonzero(is_forget)),
+                               train.subset(np.flatnonzero(~is_forget)))
+
 # %% ../../nbs/evaluation/02_simulation.ipynb #45f9e92a
 def simulate_requests(
     train: FaceSet,       # All train images
@@ -42,17 +59,22 @@ def simulate_requests(
     requests: int,        # How many
     seed: int = 0,        # Of the draw
     people: list[str] | None = None,  # Identities that may be drawn; None: all of train
+    reserved: FaceSet | None = None,  # Reserved images; None: support images are train images
 ) -> list[SimulatedRequest]:
     "Simulated requests, disjoint while there are people left; raises `BadInput` for too few people"
-    allowed = np.arange(len(train))
-    if people is not None: allowed = np.isin(train.identities, people).nonzero()[0]
+    source = train if reserved is None else reserved
+    allowed = np.arange(len(source))
+    if people is not None: allowed = np.isin(source.identities, people).nonzero()[0]
     simulated: list[SimulatedRequest] = []
     for round_ in range(requests):
         rng = np.random.default_rng([seed, 1, round_])
+        if reserved is not None:
+            simulated += _reserved_requests(train, reserved.subset(allowed), n_forget, rng)
+            continue
         for support, forget in simulated_request_rows(train.identities[allowed], n_forget, rng):
-            if len(simulated) == requests: return simulated
             simulated.append(_simulated_request(train, allowed[support], allowed[forget]))
-    return simulated
+        if len(simulated) >= requests: break
+    return simulated[:requests]
 
 # %% ../../nbs/evaluation/02_simulation.ipynb #cd05ad7f
 def _groups(identities: np.ndarray, people: int, draws: int, rng) -> list[np.ndarray]:

@@ -23,6 +23,7 @@ class Config:
     dataset: str = "toy"                    # "toy" or one of `one_shui.data.readers.READERS`
     root: str | None = None                 # Folder of the dataset; None for "toy"
     n_forget: int = 20                      # Number of forget identities
+    reserve: int = 0                        # Retain people with an image outside training
     seed: int = 0                           # Of the split, and of everything random by default
     methods: tuple[str, ...] = ("original", "retrain", "metaunlearn")  # Run in this order
     arch: str = "small_cnn"                 # Or any timm name, e.g. "resnet18"

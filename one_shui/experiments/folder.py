@@ -35,6 +35,8 @@ def _merged(config: Config, folder: Path) -> dict:
 def _check_same(old: dict, new: dict, folder: Path) -> None:
     "Raise `BadInput` when two configs differ in more than their methods and the dataset's place"
     fix = "choose another folder (--out DIR)"
+    defaults = json.loads(json.dumps(asdict(Config())))
+    old = {**defaults, **old}  # settings that did not exist yet have their defaults
     for key in old.keys() - {"methods", "settings", "root"}:
         if old[key] != new[key]:
             raise BadInput(f"{folder} holds a run with {key} {old[key]!r}, "

@@ -28,12 +28,13 @@ class ImageSets:
     "The dataset of an experiment and its sets"
     faces: Faces      # The whole dataset
     splits: Splits    # Which of its rows belong to which set
-    train: FaceSet    # Support, forget and retain together
+    train: FaceSet    # Forget and retain together
     val: FaceSet      # Non-members, for validation
     test: FaceSet     # Non-members, for the reported scores
     support: FaceSet  # One image per forget identity
     forget: FaceSet   # Their other images in train
     retain: FaceSet   # The images of everybody else in train
+    reserved: FaceSet | None = None  # Support images of simulated requests, outside train
 
 # %% ../../nbs/experiments/01_image_sets.ipynb #530f3b7d
 def read_dataset(config: Config) -> Faces:
@@ -76,7 +77,7 @@ def load_or_make_splits(
 ) -> Splits:
     "The people of each set: from the file, or drawn and saved there; raises `BadInput`"
     if file and file.exists(): return load_splits(file, faces)
-    splits = make_splits(faces, config.n_forget, config.seed)
+    splits = make_splits(faces, config.n_forget, config.seed, reserve=config.reserve)
     if file: save_splits(splits, file)
     return splits
 
@@ -89,11 +90,12 @@ def load_image_sets(
     "Read, divide and decode the images of an experiment; raises `BadInput`"
     faces = read_dataset(config)
     file = folder / "splits.json" if folder else None
-    if not (file and file.exists()): make_splits(faces, config.n_forget, config.seed)  # or refuse
+    if not (file and file.exists()): load_or_make_splits(config, faces)  # refused before decoding
     if config.clean: faces = _without_duplicates(faces, folder, progress)
     faces, decoded = decode_images(config, faces, progress)
     splits = load_or_make_splits(config, faces, file)
     request = splits.request
     parts = (splits.train, splits.val, splits.test,
              request.support, request.forget, request.retain)
-    return ImageSets(faces, splits, *(face_set(faces, decoded, rows) for rows in parts))
+    reserved = face_set(faces, decoded, splits.reserved) if len(splits.reserved) else None
+    return ImageSets(faces, splits, *(face_set(faces, decoded, rows) for rows in parts), reserved)

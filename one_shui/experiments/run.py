@@ -42,11 +42,10 @@ def prepare_once(
     images: ImageSets,    # The run's image sets
 ) -> Prepared:
     "The artifact of a method: from its file, or prepared and saved there"
-    if not method.makes_artifact():
-        return prepare_method(method, original, images.train, images.val)
-    prepared = _stored_artifact(file, original)
+    prepared = _stored_artifact(file, original) if method.makes_artifact() else None
     if prepared is not None: return prepared
-    prepared = prepare_method(method, original, images.train, images.val)
+    prepared = prepare_method(method, original, images.train, images.val, images.reserved)
+    if not method.makes_artifact(): return prepared
     people = len(set(images.train.identities))
     origin = dict(dataset=images.faces.name, images=len(images.train), people_seen=people)
     prepared.artifact.facts.update(cost=asdict(prepared.cost), prepared_on=origin)
@@ -289,7 +288,7 @@ def try_methods(
     config, images, original = opened.config, opened.image_sets, opened.original
     rows, before = [read_results(folder)], predict_splits(original, images)
     for name, method in methods.items():
-        prepared = prepare_method(method, original, images.train, images.val)
+        prepared = prepare_method(method, original, images.train, images.val, images.reserved)
         network, cost = unlearn(method, prepared, original, images)
         if keep is not None: keep[name] = network
         metrics = compute_metrics(predict_splits(network, images), before, seed=config.score_seed,

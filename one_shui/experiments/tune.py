@@ -33,11 +33,14 @@ def simulated_tow(
     n_forget: int,      # People per request; all that may be used when there are fewer
     requests: int = 3,  # Number of simulated requests
     seed: int = 0,      # Of the simulated forget identities
+    reserved: FaceSet | None = None,  # Support images outside train; None: train images
 ) -> pd.DataFrame:      # One row per request: forget, rest and val in percent, `simulated ToW`
     "Simulate requests, unlearn them, and score the networks without a retrained one"
     people = method.simulation_identities(train)
+    if reserved is not None: people = sorted(set(people) & set(reserved.identities))
     # drawn first, since too few people should be refused before the long part
-    simulated = simulate_requests(train, min(n_forget, len(people)), requests, seed, people)
+    size = min(n_forget, len(people))
+    simulated = simulate_requests(train, size, requests, seed, people, reserved)
     artifact = prepare_method(method, model, train, val).artifact
     proxy, scores = ProxyToW(model, val, seed), []
     for request in simulated:
@@ -82,6 +85,7 @@ def tune(
     progress: bool = False,        # Show a progress bar
     settings: dict | None = None,  # Settings that stay fixed
     partial: Path | None = None,   # File of finished combinations, to resume from
+    reserved: FaceSet | None = None,  # Support images outside train; None: train images
 ) -> pd.DataFrame:                 # One row per combination, the best first
     "Evaluate every combination of values on the same simulated requests"
     if not grid:
@@ -95,7 +99,7 @@ def tune(
         try:
             method = make(**{**(settings or {}), **values})
             key = json.dumps(dict(place, settings=settings_of(method)), sort_keys=True)
-            inputs = method, model, train, val, n_forget, requests, seed
+            inputs = method, model, train, val, n_forget, requests, seed, reserved
             mean = scores.get(key, lambda: simulated_tow(*inputs).mean().to_dict())  # noqa: B023
         except BadInput as error:
             mean = {"simulated ToW": float("nan"), "note": str(error)}

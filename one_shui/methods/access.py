@@ -94,7 +94,8 @@ def measure_access(
     reasons = [f"{place} has {a} entries with {people[0]} people and {b} with {people[1]}"
                for place, (a, b) in grown.items()]
     if names: reasons.append(f"the artifact holds {len(names)} names of training people in clear")
-    measured: DataAccess = "record" if names or per_entry < 2 else "grouped" if grown else "statistics"
+    lightest: DataAccess = "statistics" if artifacts[0].tensors else "support"
+    measured: DataAccess = "record" if names or per_entry < 2 else "grouped" if grown else lightest
     sizes = artifacts[0].n_bytes, artifacts[1].n_bytes
     return AccessReport(method.name, declared, measured, people, sizes, per_entry, tuple(reasons))
 

@@ -52,7 +52,7 @@ class BadTeacher(Unlearner):
         "celebahq": {(1, 20, 50): dict(lr=1e-4), (200,): dict(lr=1e-4, batch_size=256),
                      (500,): dict(lr=1e-5, batch_size=256)},
         "mufac": {(5, 10): dict(lr=1e-3)}})
-    search_space: ClassVar[dict[str, tuple]] = dict(lr=(1e-4, 1e-3, 1e-2))
+    search_space: ClassVar[dict[str, tuple]] = dict(lr=(3e-4, 1e-3, 3e-3, 1e-2))
     unlearn_epochs: ClassVar[float] = 8.9
     lr: float = 1e-4             # Of SGD, momentum 0.9, weight decay 5e-4, cosine to 0 by epoch
     epochs: int = 5              # Over forget and retain together

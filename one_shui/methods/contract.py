@@ -64,6 +64,8 @@ class MethodDeclaration:
     unlearn_only_settings: ClassVar[tuple[str, ...]] = ()  # Fields that `prepare` does not read
     published: ClassVar[tuple[PublishedSettings, ...]] = ()  # Hyperparameters with their sources
     search_space: ClassVar[dict[str, tuple]] = {}  # Values per field that tuning tries
+    fixed_in_tuning: ClassVar[dict] = {}  # Settings that differ from the usual ones in tuning
+    reads_reserved: ClassVar[bool] = False  # `prepare` has a fourth parameter: reserved images
     unlearn_epochs: ClassVar[float] = .1   # Cost of `unlearn`, in epochs of training
     prepare_epochs: ClassVar[float] = .1   # Cost of `prepare`, in epochs of training
 

@@ -79,6 +79,7 @@ class NegGradPlus(PairedTraining):
     name: ClassVar[str] = "neggrad_plus"
     source: ClassVar[str] = "Kurmanji et al., Towards Unbounded Machine Unlearning, NeurIPS 2023"
     unlearn_epochs: ClassVar[float] = 8.9
+    search_space: ClassVar[dict[str, tuple]] = dict(lr=(3e-3, 1e-2), beta=(.6, .95))
     beta: float = .95      # Weight of retain
 
     def loss(self, model, task, retain, forget):

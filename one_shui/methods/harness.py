@@ -57,10 +57,12 @@ def prepare_method(
     model: nn.Module,   # The original network
     train: FaceSet,     # All train images
     val: FaceSet,       # Validation images
+    reserved: FaceSet | None = None,  # Reserved images, for methods that read them
 ) -> Prepared:
     "Call `prepare` on views of the data sets, then close the views"
     if not method.makes_artifact(): return Prepared(Artifact())
-    views = train.view(), val.view()
+    views = [train.view(), val.view()]
+    if method.reads_reserved and reserved is not None: views.append(reserved.view())
     counters = [view.counter for view in views]
     try:
         with watch_memory(next(model.parameters()).is_cuda) as peak, seeded(method.seed):

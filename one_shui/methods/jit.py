@@ -44,7 +44,7 @@ class JiT(Unlearner):
     published: ClassVar[tuple[PublishedSettings, ...]] = (
         *paper_settings_everywhere("vit", sigma=30., lr=.01),
         *paper_settings_everywhere("cnn", sigma=.01, lr=.01))
-    search_space: ClassVar[dict[str, tuple]] = dict(lr=(3e-3, 1e-2, 3e-2))
+    search_space: ClassVar[dict[str, tuple]] = dict(lr=(1e-4, 3e-4, 1e-3, 3e-3))
     unlearn_epochs: ClassVar[float] = .2
     lr: float = .01             # Of the single SGD step
     sigma: float | None = None  # Strength of the noise; None: 30 for transformers, 0.01 for others

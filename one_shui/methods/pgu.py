@@ -115,7 +115,7 @@ class PGU(Unlearner):
                    (200,): dict(gamma=.75, lr=.01, epochs=10)},
         "mufac": {(5,): dict(gamma=.9, lr=.01, epochs=5),
                   (10,): dict(gamma=.75, lr=.1, epochs=10)}})
-    search_space: ClassVar[dict[str, tuple]] = dict(lr=(.01, .1), gamma=(.75, .9))
+    search_space: ClassVar[dict[str, tuple]] = dict(lr=(.01, .1), gamma=(.5, .9))
     unlearn_epochs: ClassVar[float] = 2.5
     prepare_epochs: ClassVar[float] = 7.
     gamma: float = .9         # Share of the spectrum that is protected

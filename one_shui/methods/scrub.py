@@ -74,7 +74,7 @@ class SCRUB(Unlearner):
                      (500,): dict(lr=5e-4, forgetting_epochs=7)},
         "mufac": {(5,): dict(lr=1e-3, forgetting_epochs=7),
                   (10,): dict(lr=1e-3, forgetting_epochs=5)}})
-    search_space: ClassVar[dict[str, tuple]] = dict(lr=(1e-3, 5e-3, 1e-2))
+    search_space: ClassVar[dict[str, tuple]] = dict(lr=(1e-3, 3e-3, 1e-2, 3e-2))
     unlearn_epochs: ClassVar[float] = 12.
     lr: float = 5e-3             # Of SGD, momentum 0.9, weight decay 5e-4, cosine to 0 by epoch
     epochs: int = 10             # Over retain

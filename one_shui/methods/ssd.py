@@ -80,7 +80,7 @@ class SSD(Unlearner):
         "celebahq": {(1, 20): dict(lam=.1, alpha=50.), (50, 200): dict(lam=.5, alpha=10.)},
         "celeba": {PAPER_SIZES["celeba"]: dict(lam=2., alpha=50.)},
         "mufac": {(5,): dict(lam=.1, alpha=50.), (10,): dict(lam=.1, alpha=1.)}})
-    search_space: ClassVar[dict[str, tuple]] = dict(alpha=(5., 50.), lam=(.1, 2.))
+    search_space: ClassVar[dict[str, tuple]] = dict(alpha=(5., 20.), lam=(.5, 1.))
     prepare_epochs: ClassVar[float] = 2.6
     alpha: float = 50.       # Minimal ratio of importances
     lam: float = 2.          # Dampening constant

@@ -70,12 +70,12 @@ def _sets(key: str) -> tuple[Task, Splits]:
     "Task and split of a config with this key"
     config = Config(**json.loads(key))
     faces = dataset_of(config)
-    return faces.task, make_splits(faces, config.n_forget, config.seed)
+    return faces.task, make_splits(faces, config.n_forget, config.seed, reserve=config.reserve)
 
 
 def sets_of(config: Config) -> tuple[Task, Splits]:
     "Task and split at a point of the grid; nothing is decoded"
-    return _sets(_config_key(config, "n_forget", "seed"))
+    return _sets(_config_key(config, "n_forget", "seed", "reserve"))
 
 # %% ../../nbs/scale/02_jobs.ipynb #7a30bce3
 def _files_digest(faces: Faces) -> str:
@@ -99,9 +99,10 @@ def _image_digests(key: str) -> tuple[str, str]:
 def _data_inputs(config: Config) -> dict:
     "What images and sets depend on"
     table, files = _image_digests(_config_key(config))
-    return dict(dataset=config.dataset, table=table, files=files, size=config.size,
-                crop=float(config.crop), n_forget=config.n_forget, seed=config.seed,
-                clean=config.clean, skip_bad=config.skip_bad)
+    inputs = dict(dataset=config.dataset, table=table, files=files, size=config.size,
+                  crop=float(config.crop), n_forget=config.n_forget, seed=config.seed,
+                  clean=config.clean, skip_bad=config.skip_bad)
+    return {**inputs, "reserve": config.reserve} if config.reserve else inputs
 
 # %% ../../nbs/scale/02_jobs.ipynb #7f18b2c8
 @lru_cache(maxsize=4)

@@ -51,7 +51,8 @@ class KeyEdit(Unlearner):
     name: ClassVar[str] = "key_edit"
     data_access: ClassVar[DataAccess] = "record"
     source: ClassVar[str] = "ours; closed form of Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023"
-    search_space: ClassVar[dict[str, tuple]] = dict(rank=(1, 4, 8))
+    search_space: ClassVar[dict[str, tuple]] = dict(
+        strength=((.01, 10., 1.), (.01, 100., 1.), (.1, 10., 1.), (.1, 100., 1.)))
     prepare_epochs: ClassVar[float] = 2.1
     n_forget: int = 20              # Identities per simulated request; the size of the real request
     edits: Edits = "wide"           # The wide layer before the last norm if there is one; or the last

@@ -70,7 +70,8 @@ class MetaUnlearn(MetaSettings):
     source: ClassVar[str] = "De Min et al., Unlearning Personal Data from a Single Image, TMLR 2025"
     checked: ClassVar[bool] = True
     published: ClassVar[tuple[PublishedSettings, ...]] = PUBLISHED_SETTINGS
-    search_space: ClassVar[dict[str, tuple]] = dict(lr=(1e-4, 1e-3), eta=(3e-3, 3e-2, .1))
+    search_space: ClassVar[dict[str, tuple]] = dict(lr=(1e-4, 1e-3), eta=(3e-3, .1))
+    fixed_in_tuning: ClassVar[dict] = dict(held_out=0.)
     prepare_epochs: ClassVar[float] = 19.7
 
     @classmethod
