@@ -72,17 +72,27 @@ def test_processes_agree_on_running_statistics(tmp_path):
     assert (one[0] == two[0]).all()
 
 
-@pytest.mark.parametrize("launcher", [
-    ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "one_shui.cli.main"],
-    ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-     "--dynamo_backend", "no", "-m", "one_shui.cli.main"]], ids=["torchrun", "accelerate"])
-def test_a_whole_run(tmp_path, launcher):
-    if "accelerate" in launcher[1]: pytest.importorskip("accelerate")
-    assert one_shui(*RUN, "--out", tmp_path / "one").returncode == 0
-    done = subprocess.run([sys.executable, *launcher, *RUN, "--out", str(tmp_path / "two")], check=True, capture_output=True, text=True)
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "one_shui.cli.main"],
+    "accelerate": ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+                   "--dynamo_backend", "no", "-m", "one_shui.cli.main"]}
+
+
+@pytest.fixture(scope="module")
+def by_one_process(tmp_path_factory):
+    assert one_shui(*RUN, "--out", folder := tmp_path_factory.mktemp("one") / "run").returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_whole_run(by_one_process, tmp_path, launcher):
+    if launcher == "accelerate": pytest.importorskip("accelerate")
+    done = subprocess.run([sys.executable, *LAUNCHERS[launcher], *RUN, "--out", str(tmp_path / "two")], check=True, capture_output=True, text=True)
     assert done.stdout.count("report:") == 1
-    one, two = (pd.read_csv(tmp_path / name / "results.csv").set_index(["method", "split", "metric"])["value"] for name in ("one", "two"))
+    folders = dict(one=by_one_process, two=tmp_path / "two")
+    one, two = (pd.read_csv(folder / "results.csv").set_index(["method", "split", "metric"])["value"] for folder in folders.values())
     scores = one.index.get_level_values("metric") == "mAP"
     assert scores.sum() == 12
     assert (one[scores] - two.reindex(one.index)[scores]).abs().max() < .5
-    assert {file.name for file in (tmp_path / "one").iterdir()} == {file.name for file in (tmp_path / "two").iterdir()}
+    names = [{file.name for file in folder.iterdir()} for folder in folders.values()]
+    assert names[0] == names[1]

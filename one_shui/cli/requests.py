@@ -52,11 +52,11 @@ def _check_prepare(options: PrepareOptions) -> None:
     if options.dataset == "toy":
         fix = "try --dataset celeba --root data/sample"
         raise BadInput(f"drawn faces have no files to prepare with; {fix}")
-    access = find_method(options.method).data_access
-    if access == "full":
+    kind = find_method(options.method)
+    if kind.data_access == "full":
         raise BadInput(f"{options.method} needs the training data at the request; "
                        "choose another method, e.g. key_edit")
-    if access == "support":
+    if not kind.makes_artifact():
         fix = f"one-shui forget --method {options.method}"
         raise BadInput(f"{options.method} needs no artifact: {fix}")
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fasttransform import Transform
-from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from ..core.errors import check_choice
@@ -23,7 +22,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # fastai uses the deprecated torch.jit.script
     from fastai.data.transforms import IntToFloatTensor, Normalize
     from fastai.torch_core import TensorImage
-    from fastai.vision.augment import Brightness, Contrast, Saturation
 
 # %% ../../nbs/data/07_augmentation.ipynb #ba566b2d
 def _random_shift(
@@ -90,7 +88,9 @@ class Erase(Transform):
     "Fill a random box of half the images with noise (Zhong et al. 2017), by timm"
     order = 105
 
-    def __init__(self): self.erase = RandomErasing(probability=.5, mode="pixel", device="cpu")
+    def __init__(self):
+        from timm.data.random_erasing import RandomErasing  # Imported when used: it takes seconds
+        self.erase = RandomErasing(probability=.5, mode="pixel", device="cpu")
 
     def encodes(self, x: TensorImage):
         self.erase.device = x.device
@@ -107,6 +107,8 @@ class Plain(Transform):
 # %% ../../nbs/data/07_augmentation.ipynb #6cd9dfe1
 def _colour_transforms() -> list:
     "Brightness, contrast and saturation change by up to 30 %, each with probability 0.75"
+    # imported when used: torchvision takes seconds
+    from fastai.vision.augment import Brightness, Contrast, Saturation
     return [kind(.3, p=.75) for kind in (Brightness, Contrast, Saturation)]
 
 

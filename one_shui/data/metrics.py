@@ -7,24 +7,35 @@ __all__ = ['mean_average_precision', 'task_score', 'score_name']
 
 # %% ../../nbs/data/05_metrics.ipynb #cf8b48be
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..core.errors import BadInput
 from .task import Task
 
 # %% ../../nbs/data/05_metrics.ipynb #0430e5b8
+def _last_of_ties(
+    ordered: np.ndarray,  # (attributes, n), sorted along n
+) -> np.ndarray:          # (attributes, n), positions
+    "Last position with the value of each position"
+    n, is_last = ordered.shape[1], np.ones(ordered.shape, bool)
+    is_last[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
+    position = np.where(is_last, np.arange(n), n)
+    return np.minimum.accumulate(position[:, ::-1], 1)[:, ::-1]
+
+# %% ../../nbs/data/05_metrics.ipynb #f83f2537
 def _average_precisions(
     logits: Tensor,   # (n, attributes), finite
     targets: Tensor,  # (n, attributes) of 0/1, at least one 1 per attribute
-) -> Tensor:          # (attributes,) in [0, 1], float64
+) -> np.ndarray:      # (attributes,) in [0, 1], float64
     "Average precision of each attribute"
-    ordered, order = logits.detach().cpu().double().sort(0, descending=True)
-    positive = targets.detach().cpu().gather(0, order).double()
-    precision = positive.cumsum(0) / torch.arange(1, len(positive) + 1)[:, None]
-    falling = -ordered.T.contiguous()
-    last_of_tie = torch.searchsorted(falling, falling, right=True).T - 1
-    return (positive * precision.gather(0, last_of_tie)).sum(0) / positive.sum(0)
+    values = np.ascontiguousarray(-logits.detach().cpu().double().numpy().T)
+    order = values.argsort(1)
+    positive = np.take_along_axis(targets.detach().cpu().numpy().T > 0, order, 1)
+    last = _last_of_ties(np.take_along_axis(values, order, 1))
+    attribute, position = positive.nonzero()
+    end = last[attribute, position]
+    precision = positive.cumsum(1)[attribute, end] / (end + 1)
+    return np.bincount(attribute, precision) / np.bincount(attribute)
 
 # %% ../../nbs/data/05_metrics.ipynb #7785fc1b
 def mean_average_precision(

@@ -10,7 +10,6 @@ __all__ = ['STRENGTHS', 'at_strength', 'candidate_settings', 'Tuned', 'tuned', '
 import copy
 import itertools
 import json
-import math
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from ..core.errors import BadInput

@@ -14,7 +14,6 @@ from unittest.mock import patch
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
-import timm
 import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError
@@ -62,6 +61,7 @@ def build_network(
 ) -> nn.Module:
     "Construct a network; its weights are drawn from torch's present random state"
     if spec.arch == "small_cnn": return SmallCNN(spec.n_outputs, **spec.options)
+    import timm  # Imported when used: it takes seconds
     config = timm.get_pretrained_cfg(spec.arch, allow_unregistered=True)
     size = dict(img_size=spec.size) if config and config.fixed_input_size else {}
     arguments = {**size, **spec.options, **pretrained}
@@ -70,7 +70,9 @@ def build_network(
 # %% ../../nbs/models/01_networks.ipynb #d0fdc783
 def check_architecture(arch: str) -> None:
     "Raise `BadInput` for an unknown architecture"
-    if arch == "small_cnn" or timm.is_model(arch): return
+    if arch == "small_cnn": return
+    import timm
+    if timm.is_model(arch): return
     near = difflib.get_close_matches(arch, [*timm.list_models(), "small_cnn"], 4)
     hint = "timm.list_models() lists them; small_cnn is ours"
     if near: hint = f"did you mean {', '.join(near)}?"

@@ -70,7 +70,7 @@ def choose_method(
 def _method_without_artifact(name: str, settings: dict, seed: int | None) -> Unlearner:
     "A method that works from support images alone; raises `BadInput` for any other"
     kind = find_method(name)
-    if kind.data_access != "support":
+    if kind.data_access != "support" or kind.makes_artifact():
         missing = "an artifact" if kind.makes_artifact() else "training data"
         raise BadInput(f"{name} can't process a request from photos alone: it needs {missing}")
     return kind(**{"seed": seed or 0, **check_settings(kind, settings, "--set")})

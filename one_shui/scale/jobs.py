@@ -139,11 +139,12 @@ def code_of(
 ) -> str:
     "Version of the code that computes a step; raises `BadInput` for a method of a script"
     if kind not in ("prepare", "unlearn"): return code_version(*STEP_CODE[kind])
-    module = find_method(method).__module__
-    if module == "__main__":
+    found = find_method(method)
+    modules = [part.__module__ for part in (found, getattr(found, "inner", found))]
+    if "__main__" in modules:
         raise BadInput(f"{method} is defined in a script; put it into a module, "
                        "so that its code has a version")
-    return code_version(*STEP_CODE[kind], module)
+    return code_version(*STEP_CODE[kind], *dict.fromkeys(modules))
 
 # %% ../../nbs/scale/02_jobs.ipynb #67fc6ccb
 @dataclass(frozen=True)
