@@ -87,7 +87,8 @@ def by_one_process(tmp_path_factory):
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_whole_run(by_one_process, tmp_path, launcher):
     if launcher == "accelerate": pytest.importorskip("accelerate")
-    done = subprocess.run([sys.executable, *LAUNCHERS[launcher], *RUN, "--out", str(tmp_path / "two")], check=True, capture_output=True, text=True)
+    words = [sys.executable, *LAUNCHERS[launcher], *RUN, "--out", str(tmp_path / "two")]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
     assert done.stdout.count("report:") == 1
     folders = dict(one=by_one_process, two=tmp_path / "two")
     one, two = (pd.read_csv(folder / "results.csv").set_index(["method", "split", "metric"])["value"] for folder in folders.values())
