@@ -13,7 +13,7 @@ from one_shui.methods.harness import apply_method, prepare_method
 from one_shui.methods.registry import find_method, tuned_names
 from one_shui.methods.tuned import candidate_settings
 
-ONE = dict(candidates={}, requests=1, strengths=(0., .5), sample=50, max_score_drop=100.)
+ONE = dict(candidates={}, requests=2, first_requests=1, strengths=(0., .5), sample=50, max_score_drop=100.)
 
 
 @pytest.fixture(scope="module")
