@@ -101,7 +101,7 @@ def test_a_network_that_never_saw_them_stays_at_chance(audited, metric):
 
 @pytest.mark.parametrize("metric", ["RMIA AUC", "RMIA AUC of people", "linkage AUC", "probe accuracy", "support image relearn steps",
                                     "sibling relearn steps", "loss attack AUC", "blind loss attack AUC", "threshold AUC", "gap to val",
-                                    "RF-JSD"])
+                                    "RF-JSD", "update attack AUC"])
 def test_restored_weights_are_caught(audited, metric):
     "An unlearning that puts the old weights back looks like the original in every audit, and not like the retrained network"
     restored, original, retrained = (audited(name, metric)["value"] for name in ("gradient_ascent", "original", "retrain"))

@@ -20,6 +20,7 @@ AUDIT_METRICS = (
     "ToW",
     "RMIA AUC", "RMIA TPR", "RMIA TPR at FPR", *(tpr_name(rate) for rate in RATES),
     "RMIA AUC of people", "RMIA TPR of people", "RMIA TPR of people at FPR",
+    "update attack AUC", "update attack AUC on support",
     "linkage AUC", "linkage AUC of non-members", "probe accuracy",
     "support image regained", "sibling regained",
     "blind loss attack AUC", "gap to val", "RF-JSD",

@@ -28,7 +28,7 @@ class ImageSets:
     "The dataset of an experiment and its sets"
     faces: Faces      # The whole dataset
     splits: Splits    # Which of its rows belong to which set
-    train: FaceSet    # Support, forget and retain together
+    train: FaceSet    # Forget and retain together
     val: FaceSet      # Non-members, for validation
     test: FaceSet     # Non-members, for the reported scores
     support: FaceSet  # One image per forget identity
