@@ -203,7 +203,7 @@ def audit_command(
     method: Annotated[Optional[str], typer.Option(
         help="Methods, separated by commas; default: all of the run.")] = None,
     views: Annotated[int, typer.Option(
-        help="Augmented views per image in RMIA.", min=1, max=8)] = 4,
+        help="Augmented views per image in RMIA, an odd number.", min=1, max=9)] = 5,
     references: Annotated[str, typer.Option(
         "--unlearned-references", "--pushed",
         help="Methods that are applied to the reference networks as well: "

@@ -23,7 +23,7 @@ from ..core.errors import BadInput
 from ..core.files import write_file, write_text
 from ..core.legacy import new_keys, new_rows
 from ..data.cache import DecodedImages, cache_file
-from ..experiments.audit_metrics import Audit
+from ..experiments.audit_metrics import Audit, check_views
 from ..experiments.audit_tables import audit_table
 from ..experiments.config import Config
 from ..experiments.pages import chart_html, save_page
@@ -42,7 +42,8 @@ def _read_grid_json(folder: Path) -> dict | None:
     file = folder / "grid.json"
     if not file.exists(): return None
     facts = json.loads(file.read_text(encoding="utf-8"))
-    return dict(facts, attack=new_keys(facts["attack"]))
+    attack = new_keys(facts["attack"])
+    return dict(facts, attack=None if attack is None else {"views": 4, **attack})
 
 
 def _folder_attacks(folder: Path) -> Audit | None:
@@ -66,15 +67,18 @@ def grid_folder(
     out: str | Path,   # Made when missing
     grid: Grid,
 ) -> Path:
-    "Make or open the folder of a grid; raises `BadInput` when it belongs to another grid"
+    "Make or open the folder of a grid; raises `BadInput` for another grid's, or even views"
     folder = Path(out)
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fix = "choose another folder (--out DIR)"
         raise BadInput(f"can't write to {folder}: {error.strerror}; {fix}") from error
-    held = _read_grid_json(folder) or dict(name=grid.name, attack=grid.attack)
+    held = _read_grid_json(folder) or dict(name=grid.name, attack=None)
     _check_owner(folder, grid, held)
-    attack = held["attack"] if grid.attack is None else grid.attack
+    attack = held["attack"]
+    if grid.audit is not None:
+        if attack is None: check_views(grid.audit.views)
+        attack = {"views": grid.audit.views, **(grid.attack or {})}
     config = {name: value for name, value in grid.config.items() if name != "root"}
     facts = dict(name=grid.name, config=config, over=grid.over, methods=grid.methods,
                  variants=grid.variants, attack=attack)
