@@ -29,6 +29,7 @@ from .folder import predictions_file
 from .pages import chart_html, save_page
 from .results import SCHEME
 from ..methods.contract import ACCESS_CLASSES
+from ..methods.registry import REFERENCE_LINES, RETRAINED
 
 # %% ../../nbs/experiments/16_audit_charts.ipynb #2411b9eb
 def _predictions(folder: str | Path, method: str, part: str = "forget") -> SplitPredictions:
@@ -285,7 +286,7 @@ def cost_chart(
     results: pd.DataFrame,  # As from `run`, of one seed or several
 ) -> alt.TopLevelMixin:
     "ToW against seconds per request"
-    tow = results[(results["metric"] == "ToW") & (results["method"] != "retrain")]
+    tow = results[(results["metric"] == "ToW") & ~results["method"].isin(RETRAINED)]
     means = tow.groupby(["method", "access"], as_index=False)[["value", "seconds"]].mean()
     original = means[means["method"] == "original"]
     shown = means[means["method"] != "original"]
@@ -352,8 +353,9 @@ def save_audit_report(
 
 # %% ../../nbs/experiments/16_audit_charts.ipynb #0c8496ae
 def _shown_methods(results: pd.DataFrame, audits: pd.DataFrame) -> tuple[str, ...]:
-    "The two reference lines and the three audited methods with the highest ToW"
-    lines = ["original", "retrain"]
-    tow = results[(results["metric"] == "ToW") & ~results["method"].isin(lines)]
+    "The reference lines and the three audited methods with the highest ToW"
+    audited = set(audits["method"])
+    tow = results[(results["metric"] == "ToW") & ~results["method"].isin(REFERENCE_LINES)]
     ranked = tow.sort_values("value", ascending=False)["method"]
-    return (*lines, *[name for name in ranked if name in set(audits["method"])][:3])
+    lines = [name for name in REFERENCE_LINES if name in audited]
+    return (*lines, *[name for name in ranked if name in audited][:3])

@@ -16,6 +16,7 @@ from ..core.intervals import mean_and_interval
 from ..evaluation.identity import anamnesis_index
 from .audit_metrics import RATES, tpr_name
 from .tables import place_columns
+from ..methods.registry import REFERENCE_LINES, RETRAINED
 
 # %% ../../nbs/experiments/15_audit_tables.ipynb #531c0629
 AUDIT_METRICS = (
@@ -44,7 +45,7 @@ def _method_order(rows: pd.DataFrame) -> list[str]:
     "Methods that have a ToW: reference lines first, then by ToW"
     tow = rows[rows["metric"] == "ToW"].groupby("method")["value"].mean()
     ranked = tow.sort_values(ascending=False).index
-    lines = [name for name in ("original", "retrain") if name in tow]
+    lines = [name for name in REFERENCE_LINES if name in tow]
     return [*lines, *(name for name in ranked if name not in lines)]
 
 # %% ../../nbs/experiments/15_audit_tables.ipynb #879ef720
@@ -142,7 +143,7 @@ def metric_correlations(
     results: pd.DataFrame,  # As from `run`, of several methods and preferably several seeds
 ) -> pd.Series:             # In [-1, 1], by metric
     "Correlation of reference-free metrics with ToW; raises `BadInput` for fewer than 3 networks"
-    unlearned = results[results["method"] != "retrain"]
+    unlearned = results[~results["method"].isin(RETRAINED)]
     wide = unlearned.pivot_table(index=["method", "seed"], columns="metric", values="value")
     if len(wide) < 3 or "ToW" not in wide:
         raise BadInput(f"{len(wide)} methods with ToW can't be correlated; "
