@@ -51,7 +51,8 @@ def test_tables_show_what_another_retraining_scores(folder):
 
 def test_it_is_a_line_and_no_method_to_rank(folder):
     values = dict(original=70., retrain=100., gradient_ascent=75., ssd=72., key_edit=90., jit=60., retrain_again=97.)
-    rows = pd.DataFrame([dict(method=name, metric=metric, value=value - k, access="full", seconds=1., seed=0, low=float("nan"), high=float("nan"))
+    nan = float("nan")
+    rows = pd.DataFrame([dict(method=name, metric=metric, value=value - k, access="full", seconds=1., seed=0, low=nan, high=nan)
                          for k, metric in enumerate(("ToW", "RMIA AUC", "gap to val", "RF-JSD", "blind loss attack AUC"))
                          for name, value in values.items()])
     assert _shown_methods(rows, rows) == ("original", "retrain", "retrain_again", "key_edit", "gradient_ascent", "ssd")
