@@ -2,10 +2,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from one_shui.core.errors import BadInput
-from one_shui.core.intervals import paired_interval
+from one_shui.core.intervals import holm, paired_interval, paired_p_value
 from one_shui.experiments.audit_tables import audit_differences, differences_table
+from one_shui.experiments.tables import paired_gains
 
 PLACE = dict(dataset="toy", arch="small_cnn", n_forget=20, split="forget", variant="")
 
@@ -48,3 +50,49 @@ def test_the_table_names_variants_and_seeds():
     assert differences_table(audit_differences(rows[rows["seed"] < 2]))["RMIA AUC"].to_dict() == {"ssd": "+10.5 (2)"}
     with pytest.raises(BadInput, match="choose one dataset"):
         differences_table(audit_differences(pd.concat([rows, rows.assign(n_forget=5)])))
+
+
+@pytest.mark.parametrize(("given", "corrected"), [
+    ([.01, .04, .03, .005], [.03, .06, .06, .02]),  # ascending: 4 x .005, 3 x .01, 2 x .03, and .04 raised to the one before
+    ([.02, .02], [.04, .04]), ([.9, .8], [1, 1]), ([.3], [.3]), ([], []), ([.01, np.nan, .02], [.02, np.nan, .02])])
+def test_holm_by_hand(given, corrected):
+    np.testing.assert_allclose(holm(given), corrected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [[1.1], [-.1, .5], [np.inf]])
+def test_what_is_no_p_value_is_refused(wrong):
+    with pytest.raises(BadInput, match=r"they are in \[0, 1\]"): holm(wrong)
+
+
+def test_p_values_fit_their_intervals():
+    rng = np.random.default_rng(0)
+    for shift in (0, .5, 1, 2):
+        values, others = rng.normal(shift, 1, 5), rng.normal(0, 1, 5)
+        mean, half = paired_interval(values, others)
+        assert paired_p_value(values, others) == pytest.approx(stats.ttest_rel(values, others).pvalue)
+        assert (paired_p_value(values, others) < .05) == (abs(mean) > half)
+    assert paired_p_value([1., 2], [0., 1]) == 0, "the same difference on every seed"
+    with pytest.raises(BadInput, match="can't be paired"): paired_p_value([1.], [1., 2])
+
+
+def test_paired_gains_of_a_small_table():
+    tow = rows_of("ToW", original=[70., 75, 80], retrain=[100.] * 3, retrain_again=[97.] * 3, ssd=[71., 77, 83], jit=[70., 75, 80],
+                  pgu=[60., None, None])
+    strong = tow[tow["method"] == "ssd"].assign(variant="strong", value=[80., 90, 85])
+    found = paired_gains(pd.concat([tow, strong, rows_of("loss", ssd=[1.])]))
+    assert list(found.index) == [("ssd", "strong"), ("ssd", ""), ("jit", ""), ("pgu", "")]
+    assert found["seeds"].tolist() == [3, 3, 3, 1] and found["gain"].tolist() == pytest.approx([10, 2, 0, -10])
+    p = [paired_p_value(values, [0.] * 3) for values in ([10., 15, 5], [1., 2, 3])]
+    assert found["p"].tolist() == pytest.approx([*p, 1, np.nan], nan_ok=True)
+    first, second = 3 * min(p), max(3 * min(p), 2 * max(p))  # three tests; one seed is none
+    assert sorted(found["p (Holm)"].dropna()) == pytest.approx([first, second, 1])
+    over = paired_gains(tow, "ssd")
+    assert over["gain"].to_dict() == pytest.approx({"jit": -2, "pgu": -11}) and "original" not in over.index
+    with pytest.raises(BadInput, match="no method has a ToW where 'original' has one"):
+        paired_gains(tow[tow["method"].isin(["original", "retrain", "retrain_again"])])
+
+
+def test_places_are_lines_and_not_repetitions():
+    tow = rows_of("ToW", original=[70., 75, 80], ssd=[71., 77, 83])
+    found = paired_gains(pd.concat([tow, tow.assign(n_forget=5, value=tow["value"] * 2)]))
+    assert found["seeds"].tolist() == [3, 3] and found["gain"].to_dict() == {(5, "ssd"): 4, (20, "ssd"): 2}
