@@ -33,7 +33,7 @@ def made(movement, seed=0, parts=tuple(PEOPLE)) -> Predictions:
     return Predictions(Task("multi-label", ("a", "b")), pd.concat(tables, ignore_index=True))
 
 
-def test_the_larger_movement_is_the_one_of_those_who_asked():
+def test_the_larger_movement_is_that_of_the_forget_identities():
     before = made({})
     assert update_attack(before, made(dict(forget=2., retain=1.)))[0] == 1
     assert update_attack(before, made(dict(forget=-2., retain=1.)))[0] == 1, "the direction of a movement plays no role"
