@@ -1,6 +1,8 @@
 """Attacks on networks with known membership, and what they refuse."""
 import copy
 import importlib.util
+import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 
 from one_shui.evaluation.attacks import auc_interval, blind_loss_attack, loss_attack
 from one_shui.evaluation.attacks import roc, threshold_attack
-from one_shui.evaluation.rmia import membership_signal, rmia_scores
+from one_shui.evaluation.rmia import membership_signal, rmia_scores, rmia_votes
 from one_shui.experiments.audit import audit
 from one_shui.experiments.audit_metrics import Audit, attack, identity_metrics
 from one_shui.experiments.audit_references import Reference, unlearn_reference
@@ -101,7 +103,7 @@ def test_a_network_that_never_saw_them_stays_at_chance(audited, metric):
 
 @pytest.mark.parametrize("metric", ["RMIA AUC", "RMIA AUC of people", "linkage AUC", "probe accuracy", "support image relearn steps",
                                     "sibling relearn steps", "loss attack AUC", "blind loss attack AUC", "threshold AUC", "gap to val",
-                                    "RF-JSD"])
+                                    "RF-JSD", "update attack AUC"])
 def test_restored_weights_are_caught(audited, metric):
     "An unlearning that puts the old weights back looks like the original in every audit, and not like the retrained network"
     restored, original, retrained = (audited(name, metric)["value"] for name in ("gradient_ascent", "original", "retrain"))
@@ -220,7 +222,27 @@ def test_rmia_refuses(given, said):
 
 
 def test_other_settings_are_refused(folder, audited):
-    with pytest.raises(BadInput, match="holds an audit with views 4"): audit(folder, settings=Audit(views=2))
+    with pytest.raises(BadInput, match="holds an audit with views 5"): audit(folder, settings=Audit(views=2))
+
+
+def test_an_even_number_of_views_can_tie_and_is_refused(folder, tmp_path):
+    image, other = np.array([[.9, .4]]), np.array([[.4, .9]])  # one of two views exceeds
+    references, population = np.full((1, 1, 2), .5), (np.full((1, 2), .5), np.full((1, 1, 2), .5))
+    for view in (0, 1): assert {rmia_scores(x[:, view], references[..., view], *(p[..., view] for p in population))[0]
+                                for x in (image, other)} == {0, 1}
+    assert rmia_votes(image, references, *population) == rmia_votes(other, references, *population) == 0, "a tie says no for both"
+    empty = shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("audit*", "*-signals*"))
+    with pytest.raises(BadInput, match=r"has to be odd; use 3 \(--views 3\)"): audit(empty, settings=Audit(views=2))
+    assert not (empty / "audit.json").exists() and not list(empty.glob("*signals*"))
+
+
+def test_an_audit_with_an_even_number_of_views_is_still_read(folder, audited, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "run")
+    old = json.loads((copied / "audit.json").read_text())
+    (copied / "audit.json").write_text(json.dumps(dict(old, views=4)))
+    with pytest.raises(BadInput, match="views 4, this one has 5; use the same value to continue it"): audit(copied)
+    rows = audit(copied, settings=Audit(views=4), log=lambda _: None)
+    assert set(rows["method"]) == set(RUN.methods)
 
 
 @pytest.fixture(scope="module")

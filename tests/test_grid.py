@@ -20,7 +20,7 @@ from one_shui.scale.engines import Engine, attempt
 from one_shui.scale.grid import Grid, read_grid, select_cells
 from one_shui.scale.jobs import TIMES, build_jobs, collect
 from one_shui.scale.store import Step, Store
-from one_shui.scale.run_grid import failures, read_rows, run_grid
+from one_shui.scale.run_grid import failures, grid_folder, read_rows, run_grid
 from one_shui.core.errors import BadInput
 
 TINY = dict(size=32, epochs=2, recipe="toy", toy=dict(n_people=30, n_photos=6, size=32), arch_options=dict(width=8), metrics=["score"])
@@ -247,6 +247,17 @@ def test_the_command(copy, tmp_path, capsys, monkeypatch):
 def test_wrong_grids(tmp_path, text, said):
     (file := tmp_path / "grid.yaml").write_text(text)
     with pytest.raises(BadInput, match=said): read_grid(file).cells  # noqa: B018
+
+
+def test_attacks_begin_with_an_odd_number_of_views_and_go_on_with_the_stored_one(tmp_path):
+    with pytest.raises(BadInput, match="has to be odd"): grid_folder(tmp_path / "new", replace(GRID, attack=dict(views=4)))
+    grid_folder(old := tmp_path / "old", replace(GRID, attack={}))
+    assert json.loads((old / "grid.json").read_text())["attack"] == {"views": 5}
+    for held in ({}, {"views": 4}):  # earlier versions wrote only what differed from the default, which was 4
+        facts = json.loads((old / "grid.json").read_text())
+        (old / "grid.json").write_text(json.dumps(dict(facts, attack=held)))
+        with pytest.raises(BadInput, match="were attacked with {'views': 4}"): grid_folder(old, replace(GRID, attack={}))
+        grid_folder(old, replace(GRID, attack=dict(views=4)))
 
 
 def test_published_grids_can_be_planned():

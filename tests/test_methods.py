@@ -14,9 +14,9 @@ from one_shui.methods.registry import PUBLISHED
 from one_shui.core.errors import BadInput
 from one_shui.methods.contract import Artifact
 from one_shui.methods.harness import apply_method, prepare_method
-from one_shui.methods.registry import METHODS, find_method
+from one_shui.methods.registry import METHODS, RETRAINED, find_method
 
-NAMES = [name for name in METHODS if name != "retrain"]
+NAMES = [name for name in METHODS if name not in RETRAINED]
 
 
 def quick(name):

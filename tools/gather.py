@@ -44,7 +44,7 @@ def search_of(file: Path) -> pd.DataFrame:
     return pd.DataFrame({**place, "method": file.stem.removeprefix("tune-")}, table.index).join(table)
 
 
-ATTACKS = {metric for metric in METRICS if metric.startswith(("RMIA", "linkage", "support image", "sibling"))}
+ATTACKS = {metric for metric in METRICS if metric.startswith(("RMIA", "update attack", "linkage", "support image", "sibling"))}
 TABLES = {"rows": METRICS, "ablation": METRICS, "sizes": {"mAP", "accuracy", "ToW", "over_forgot", "loss attack AUC", *ATTACKS}}
 
 

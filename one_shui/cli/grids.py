@@ -129,7 +129,8 @@ def bench_command(
     attack: Annotated[bool, typer.Option(
         "--attack", help="Also audit every network: RMIA, linkage, probe, relearning.")] = False,
     views: Annotated[Optional[int], typer.Option(
-        help="Augmented views per image in RMIA; default: 4, or of the grid.", min=1, max=8)] = None,
+        help="Augmented views per image in RMIA, an odd number; default: 5, or of the grid.",
+        min=1, max=9)] = None,
     dry_run: Annotated[bool, typer.Option(
         "--dry-run", help="Estimate time and disk space, compute nothing.")] = False,
 ):

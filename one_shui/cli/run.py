@@ -149,12 +149,12 @@ def _search_space(method: str, texts: list[str]) -> dict[str, list]:
     from dataclasses import fields
 
     from one_shui.experiments.tune import search_space
-    from one_shui.methods.registry import find_method
+    from one_shui.methods.registry import REFERENCE_LINES, find_method
     from one_shui.requests.settings import check_settings
     kind, choices = find_method(method), read_choices(texts, "--grid")
     space: dict = {name: [read_value(value) for value in values] for name, values in choices.items()}
     space = space or search_space(method)
-    if method in ("original", "retrain"):
+    if method in REFERENCE_LINES:
         raise BadInput(f"{method} is a baseline and has nothing to tune")
     unknown = sorted(set(space) - {f.name for f in fields(kind)})
     if unknown:
@@ -207,7 +207,7 @@ def audit_command(
     method: Annotated[Optional[str], typer.Option(
         help="Methods, separated by commas; default: all of the run.")] = None,
     views: Annotated[int, typer.Option(
-        help="Augmented views per image in RMIA.", min=1, max=8)] = 4,
+        help="Augmented views per image in RMIA, an odd number.", min=1, max=9)] = 5,
     references: Annotated[str, typer.Option(
         "--unlearned-references", "--pushed",
         help="Methods that are applied to the reference networks as well: "

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SPLITS', 'Direction', 'MetricValue', 'METRICS', 'MetricInputs', 'Metric', 'score_of', 'mean_loss_of',
            'loss_attack_auc', 'blind_loss_attack_auc', 'threshold_auc', 'judged_out', 'gap_to_val', 'rf_jsd_to_val',
-           'register_metric', 'all_metrics', 'metric_names', 'table_columns', 'compute_metrics']
+           'update_attack_auc', 'support_update_attack_auc', 'register_metric', 'all_metrics', 'metric_names',
+           'table_columns', 'compute_metrics']
 
 # %% ../../nbs/evaluation/08_metrics.ipynb #0d98ec0f
 from collections.abc import Callable, Collection
@@ -25,6 +26,7 @@ from .attacks import threshold_attack
 from .predictions import Predictions
 from .reference_free import forget_gap, rf_jsd
 from .scores import score_interval
+from .update_attack import update_attack, update_attack_on_support
 
 # %% ../../nbs/evaluation/08_metrics.ipynb #c1b016ee
 SPLITS = ("retain", "forget", "val", "test")
@@ -140,6 +142,20 @@ def rf_jsd_to_val(inputs: MetricInputs) -> MetricValue:
     forget, before = inputs.predictions.split("forget"), inputs.original.split("val")
     return rf_jsd(forget.task, forget.logits, forget.targets, before.logits, before.targets)
 
+# %% ../../nbs/evaluation/08_metrics.ipynb #2a008e71
+def update_attack_auc(inputs: MetricInputs) -> MetricValue:
+    "AUC of the update attack in percent; nan without the original"
+    if inputs.original is None: return float("nan")
+    return _in_percent(*update_attack(inputs.original, inputs.predictions, inputs.draws,
+                                      inputs.seed))
+
+# %% ../../nbs/evaluation/08_metrics.ipynb #639cde52
+def support_update_attack_auc(inputs: MetricInputs) -> MetricValue:
+    "AUC of the update attack on support images in percent; nan without them or the original"
+    before, after = inputs.original, inputs.predictions
+    if before is None or not (before.has("support") and after.has("support")): return float("nan")
+    return _in_percent(*update_attack_on_support(before, after, inputs.draws, inputs.seed))
+
 # %% ../../nbs/evaluation/08_metrics.ipynb #30ee5506
 def _split_metrics(split: str, shown_in: tuple[str, ...]) -> list[Metric]:
     "Score and loss of one split"
@@ -159,6 +175,9 @@ _BUILT_IN = [
     Metric("judged out", "forget", judged_out, "match retrain"),
     Metric("gap to val", "forget", gap_to_val, "match retrain", ("stored",)),
     Metric("RF-JSD", "forget", rf_jsd_to_val, "lower", ("stored",)),
+    Metric("update attack AUC", "forget", update_attack_auc, "match retrain", ("stored",)),
+    Metric("update attack AUC on support", "forget", support_update_attack_auc, "match retrain",
+           ("stored",)),
 ]
 METRICS: dict[tuple[str, str], Metric] = {(m.split, m.name): m for m in _BUILT_IN}
 
@@ -230,7 +249,7 @@ def _evaluate(metric: Metric, inputs: MetricInputs) -> tuple[float, float, float
 # %% ../../nbs/evaluation/08_metrics.ipynb #ed1d6acd
 def compute_metrics(
     predictions: Predictions,             # Of the network, on retain, forget, val and test
-    original: Predictions | None = None,  # Of the network before unlearning; None: no RF-JSD
+    original: Predictions | None = None,  # Of the network before unlearning; None: no RF-JSD, …
     draws: int = 200,                     # Bootstrap samples for intervals
     seed: int = 0,                        # Of the samples, and of the blind attack
     names: Collection[str] | None = None,  # To compute; None: every registered metric

@@ -71,6 +71,10 @@ class Predictions:
                            f"they have {', '.join(self._splits)}")
         return self._splits[name]
 
+    def has(self, name: str) -> bool:
+        "Whether a split is in the table; old tables have no support images"
+        return name in self._splits
+
     @cached_property
     def _splits(self) -> dict[str, SplitPredictions]:
         groups = self.table.groupby("set", sort=False)

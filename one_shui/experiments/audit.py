@@ -26,7 +26,8 @@ from ..evaluation.identity import relearn
 from ..evaluation.rmia import tune_offset
 from ..evaluation.scores import predict
 from .audit_metrics import DEFAULT_AUDIT, SIGNAL_SPLITS, Audit, attack
-from .audit_metrics import identity_metrics, sibling_split, view_signals
+from .audit_metrics import check_views, identity_metrics, sibling_split
+from .audit_metrics import view_signals
 from .audit_references import Reference, references, split_people
 from .audit_references import unlearn_reference
 from .config import Config
@@ -165,14 +166,15 @@ def _write_signals(
 
 # %% ../../nbs/experiments/14_audit.ipynb #9abf0580
 def _store_settings(folder: Path, settings: Audit) -> None:
-    "Write `audit.json`; raises `BadInput` when the folder holds an audit with other settings"
+    "Write `audit.json`; raises `BadInput` for other settings than stored, or even `views`"
     file, new = folder / "audit.json", asdict(settings)
+    if not file.exists(): check_views(settings.views)
     old = new_keys(json.loads(file.read_text())) if file.exists() else new
     for key in [*new, *old]:
         if old.get(key) != new.get(key):
             raise BadInput(
                 f"{folder} holds an audit with {key} {old.get(key)!r}, "
-                f"this one has {new.get(key)!r}; "
+                f"this one has {new.get(key)!r}; use the same value to continue it, or "
                 "remove audit.json, audit.csv and *-signals.safetensors there to start again")
     write_text(file, json.dumps(new) + "\n")
 

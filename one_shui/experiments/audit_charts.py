@@ -23,11 +23,13 @@ from ..evaluation.predictions import Predictions, SplitPredictions
 from ..evaluation.scores import bootstrap_people
 from ..evaluation.ulira import confidence
 from .audit_metrics import DEFAULT_AUDIT, SIGNAL_SPLITS, Audit, attack_scores
-from .audit_tables import anamnesis_table, audit_table, metric_correlations
+from .audit_tables import anamnesis_table, audit_differences, audit_table
+from .audit_tables import differences_table, metric_correlations
 from .folder import predictions_file
 from .pages import chart_html, save_page
 from .results import SCHEME
 from ..methods.contract import ACCESS_CLASSES
+from ..methods.registry import REFERENCE_LINES, RETRAINED
 
 # %% ../../nbs/experiments/16_audit_charts.ipynb #2411b9eb
 def _predictions(folder: str | Path, method: str, part: str = "forget") -> SplitPredictions:
@@ -284,7 +286,7 @@ def cost_chart(
     results: pd.DataFrame,  # As from `run`, of one seed or several
 ) -> alt.TopLevelMixin:
     "ToW against seconds per request"
-    tow = results[(results["metric"] == "ToW") & (results["method"] != "retrain")]
+    tow = results[(results["metric"] == "ToW") & ~results["method"].isin(RETRAINED)]
     means = tow.groupby(["method", "access"], as_index=False)[["value", "seconds"]].mean()
     original = means[means["method"] == "original"]
     shown = means[means["method"] != "original"]
@@ -312,8 +314,8 @@ def _notes(least: float) -> list[str]:
     return [
         f"RMIA TPR is the share of members found at a false positive rate of {least:.2f} %, the "
         "smallest that this number of non-members can show.",
-        "An AUC of 50 is chance. Linkage, probe and regained points are compared with the values "
-        "of the retrained network.",
+        "An AUC of 50 is chance. The update attack, linkage, probe and regained points are "
+        "compared with the values of the retrained network.",
         "Linkage of non-members concerns people whom the network never saw. If unlearning changes "
         "both linkage values, it changed the features in general.",
         "Intervals are over people within this run; for one person there is none."]
@@ -338,7 +340,9 @@ def save_audit_report(
     least = audits.query("metric == 'RMIA TPR at FPR'")["value"].iloc[0]
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in _notes(least))
     people = people_table(folder, audits, methods, settings).round(2)
+    differences = differences_table(audit_differences(results, audits))
     sections = [("Attacks", _table_html(audit_table(results, audits)) + notes),
+                ("Differences from retraining (number of runs)", _table_html(differences)),
                 ("Charts", "\n".join(chart_html(name, chart) for name, chart in charts.items())),
                 ("Single people", _table_html(people)),
                 ("Relearning", _table_html(anamnesis_table(audits).round(2)))]
@@ -349,8 +353,9 @@ def save_audit_report(
 
 # %% ../../nbs/experiments/16_audit_charts.ipynb #0c8496ae
 def _shown_methods(results: pd.DataFrame, audits: pd.DataFrame) -> tuple[str, ...]:
-    "The two reference lines and the three audited methods with the highest ToW"
-    lines = ["original", "retrain"]
-    tow = results[(results["metric"] == "ToW") & ~results["method"].isin(lines)]
+    "The reference lines and the three audited methods with the highest ToW"
+    audited = set(audits["method"])
+    tow = results[(results["metric"] == "ToW") & ~results["method"].isin(REFERENCE_LINES)]
     ranked = tow.sort_values("value", ascending=False)["method"]
-    return (*lines, *[name for name in ranked if name in set(audits["method"])][:3])
+    lines = [name for name in REFERENCE_LINES if name in audited]
+    return (*lines, *[name for name in ranked if name in audited][:3])

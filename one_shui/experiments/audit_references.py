@@ -22,6 +22,7 @@ from .config import Config
 from .image_sets import ImageSets
 from .method_setup import make_method
 from ..methods.harness import apply_method, prepare_method
+from ..methods.registry import REFERENCE_LINES
 from ..models.files import load_model, save_model, task_facts
 from ..models.networks import ModelSpec, create_model
 from ..training.fit import fit
@@ -95,9 +96,9 @@ def unlearn_reference(
     seed: int,             # Of the method; another than the attacked network's
     unlearned_references: UnlearnedReferences = "limited",  # "limited": not with full access
 ) -> nn.Module:
-    "The reference after the same request; the reference itself for `original` and `retrain`"
+    "The reference after the same request; the reference itself for `REFERENCE_LINES`"
     network, trained_on = reference
-    if name in ("original", "retrain") or unlearned_references == "none": return network
+    if name in REFERENCE_LINES or unlearned_references == "none": return network
     method = replace(make_method(config, name), seed=seed)
     if hasattr(method, "requests"): method = replace(method, requests=min(method.requests, 2))
     if method.data_access == "full" and unlearned_references == "limited": return network

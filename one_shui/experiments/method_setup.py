@@ -6,7 +6,7 @@
 __all__ = ['make_method', 'settings_from', 'check_config', 'ready_method']
 
 # %% ../../nbs/experiments/04_method_setup.ipynb #6a2d04fe
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import get_type_hints
@@ -73,7 +73,9 @@ def ready_method(
     "A method with its settings, and with what only a run can provide"
     method = make_method(config, name)
     if hasattr(method, "train_on"):
-        method.train_on = partial(Training(config, folder, spec, progress), name)
+        seed = config.of_training + getattr(method, "seed_offset", 0)
+        training = Training(replace(config, train_seed=seed), folder, replace(spec, seed=seed), progress)
+        method.train_on = partial(training, name)
     if hasattr(method, "progress"): method.progress = progress
     if hasattr(method, "checkpoint"): method.checkpoint = folder / f"{name}.partial"
     return method

@@ -20,6 +20,7 @@ from ..evaluation.metrics import table_columns
 from .config import Config
 from .pages import chart_html, legend, save_page, table_html
 from ..methods.contract import ACCESS_CLASSES
+from ..methods.registry import REFERENCE_LINES
 
 # %% ../../nbs/experiments/08_results.ipynb #8485a32c
 def named_score(rows: pd.DataFrame) -> pd.DataFrame:
@@ -110,7 +111,7 @@ def score_chart(
 def tow_chart(
     rows: pd.DataFrame,  # As from `run`, with "retrain" among the methods
 ) -> alt.TopLevelMixin:
-    "ToW of each method; dashed: the original network"
+    "ToW of each method; dashed: the original network, dotted: a second retraining"
     shown = rows[(rows["metric"] == "ToW") & (rows["method"] != "retrain")]
     shown = shown.groupby(["method", "access"], as_index=False, sort=False)["value"].mean()
     order = list(shown["method"])
@@ -119,12 +120,13 @@ def tow_chart(
         alt.Y("method:N", sort=order, title=None),
         alt.Color("access:N", scale=alt.Scale(scheme=SCHEME, domain=ACCESS_CLASSES)),
         tooltip=["method", "access", alt.Tooltip("value:Q", format=".2f")])
-    original = alt.Chart(shown[shown["method"] == "original"])
-    dashed = original.mark_rule(strokeDash=[4, 4]).encode(x="value:Q")
+    lines = [alt.Chart(shown[shown["method"] == name]).mark_rule(strokeDash=dash).encode(x="value:Q")
+             for name, dash in (("original", [4, 4]), ("retrain_again", [1, 3])) if name in order]
+    note = "; dotted: a second retraining" if "retrain_again" in order else ""
     described = "; ".join(f"{row.method}: {row.value:.1f}" for row in shown.itertuples())
-    return alt.layer(bars, dashed).properties(
+    return alt.layer(bars, *lines).properties(
         width=420, height=26 * len(order), description=described,
-        title="Tug of War (dashed: original network)")
+        title=f"Tug of War (dashed: original network{note})")
 
 # %% ../../nbs/experiments/08_results.ipynb #9ba79080
 def training_chart(
@@ -180,7 +182,7 @@ def _best_method(rows: pd.DataFrame, wide: pd.DataFrame) -> list[str]:
     "The method with the highest ToW among those that need no training data at the request"
     tow, access = wide[("all", "ToW")], rows.groupby("method")["access"].first()
     names = [name for name in tow.index
-             if name not in ("original", "retrain") and access[name] != "full"]
+             if name not in REFERENCE_LINES and access[name] != "full"]
     if not names: return []
     best, original = tow[names].idxmax(), tow["original"]
     verb = "above" if tow[best] > original else "not above"

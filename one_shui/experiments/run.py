@@ -30,7 +30,7 @@ from .original import Log, original_network
 from .rows import COLUMNS, add_tow, method_rows, predict_splits, read_results
 from ..methods.contract import Artifact, Unlearner
 from ..methods.harness import Prepared, apply_method, prepare_method
-from ..methods.registry import find_method
+from ..methods.registry import RETRAINED, find_method
 from ..models.files import load_model, save_model, task_facts, weights_digest
 from ..models.networks import ModelSpec
 
@@ -184,7 +184,7 @@ def _progress_line(current: Run, name: str) -> str:
     "What happens next, in words"
     people = current.image_sets.splits.request.n_forget
     if name == "original": return "original: scoring the original network"
-    if name == "retrain": return f"retrain: training without the {people} forget identities"
+    if name in RETRAINED: return f"{name}: training without the {people} forget identities"
     needs_artifact = find_method(name).makes_artifact()
     return f"{name}: {'preparing, then ' if needs_artifact else ''}forgetting {people}"
 

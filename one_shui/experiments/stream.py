@@ -26,6 +26,7 @@ from .rows import TOLERANCE
 from .run import Run, open_run, prepare_once
 from ..methods.contract import Unlearner
 from ..methods.harness import Prepared, apply_method
+from ..methods.registry import RETRAINED
 from ..models.files import weights_digest
 
 # %% ../../nbs/experiments/11_stream.ipynb #425ec077
@@ -59,8 +60,9 @@ def stream(
     if not 1 <= n_requests <= len(people):
         raise BadInput(f"{n_requests} requests from {len(people)} people; "
                        f"choose 1 to {len(people)}")
-    if "retrain" in methods:
-        raise BadInput("retrain starts afresh for every request; a stream is for the others")
+    for name in RETRAINED:
+        if name in methods:
+            raise BadInput(f"{name} starts afresh for every request; a stream is for the others")
     groups = [list(group) for group in np.array_split(np.array(people), n_requests)]
     files = Path(folder) / f"stream-{n_requests}"
     files.mkdir(exist_ok=True)

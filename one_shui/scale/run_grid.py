@@ -23,12 +23,13 @@ from ..core.errors import BadInput
 from ..core.files import write_file, write_text
 from ..core.legacy import new_keys, new_rows
 from ..data.cache import DecodedImages, cache_file
-from ..experiments.audit_metrics import Audit
-from ..experiments.audit_tables import audit_table
+from ..experiments.audit_metrics import Audit, check_views
+from ..experiments.audit_tables import audit_differences, audit_table
+from ..experiments.audit_tables import differences_table
 from ..experiments.config import Config
 from ..experiments.pages import chart_html, save_page
 from ..experiments.tables import gain_chart, grid_table, place_columns, with_gain
-from ..methods.registry import find_method
+from ..methods.registry import RETRAINED, find_method
 from ..models.networks import ModelSpec, create_model
 from ..models.precision import fast
 from .engines import FAILED, Engine, run_jobs
@@ -42,7 +43,8 @@ def _read_grid_json(folder: Path) -> dict | None:
     file = folder / "grid.json"
     if not file.exists(): return None
     facts = json.loads(file.read_text(encoding="utf-8"))
-    return dict(facts, attack=new_keys(facts["attack"]))
+    attack = new_keys(facts["attack"])
+    return dict(facts, attack=None if attack is None else {"views": 4, **attack})
 
 
 def _folder_attacks(folder: Path) -> Audit | None:
@@ -66,15 +68,18 @@ def grid_folder(
     out: str | Path,   # Made when missing
     grid: Grid,
 ) -> Path:
-    "Make or open the folder of a grid; raises `BadInput` when it belongs to another grid"
+    "Make or open the folder of a grid; raises `BadInput` for another grid's, or even views"
     folder = Path(out)
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fix = "choose another folder (--out DIR)"
         raise BadInput(f"can't write to {folder}: {error.strerror}; {fix}") from error
-    held = _read_grid_json(folder) or dict(name=grid.name, attack=grid.attack)
+    held = _read_grid_json(folder) or dict(name=grid.name, attack=None)
     _check_owner(folder, grid, held)
-    attack = held["attack"] if grid.attack is None else grid.attack
+    attack = held["attack"]
+    if grid.audit is not None:
+        if attack is None: check_views(grid.audit.views)
+        attack = {"views": grid.audit.views, **(grid.attack or {})}
     config = {name: value for name, value in grid.config.items() if name != "root"}
     facts = dict(name=grid.name, config=config, over=grid.over, methods=grid.methods,
                  variants=grid.variants, attack=attack)
@@ -148,7 +153,7 @@ def step_epochs(job: Job) -> float:
     method = find_method(job.method)
     prepare, unlearn = method.prepare_epochs, method.unlearn_epochs
     if kind == "prepare": return prepare
-    if kind == "unlearn": return PREDICT_EPOCHS + (training if job.method == "retrain" else unlearn)
+    if kind == "unlearn": return PREDICT_EPOCHS + (training if job.method in RETRAINED else unlearn)
     slow = unlearn > .1 and method.data_access == "full"
     return ATTACK_EPOCHS + 2 * (prepare + (0. if slow else unlearn))
 
@@ -250,6 +255,14 @@ def _point_title(names: list[str], values: tuple) -> str:
     more = (f", {name} {value}" for name, value in zip(names[3:], values[3:], strict=True))
     return title + "".join(more)
 
+# %% ../../nbs/scale/04_run_grid.ipynb #ef9f65dc
+def _differences_section(title: str, rows: pd.DataFrame) -> list[Section]:
+    "Attacks as differences from retraining; none without the retrained network"
+    attacked = rows[rows["metric"] == "RMIA AUC"]["method"]
+    if not {"retrain"} < set(attacked): return []
+    table = differences_table(audit_differences(rows.assign(variant=""))).reset_index()
+    return [(f"Differences from retraining (number of seeds): {title}", _table_html(table))]
+
 # %% ../../nbs/scale/04_run_grid.ipynb #1e499657
 def _point_sections(title: str, rows: pd.DataFrame) -> list[Section]:
     "Tables of one point of the grid"
@@ -260,6 +273,7 @@ def _point_sections(title: str, rows: pd.DataFrame) -> list[Section]:
         named = rows.assign(method=rows["method"] + suffix)
         table = audit_table(named, named[:0]).reset_index()
         sections.append((f"Membership inference and other attacks: {title}", _table_html(table)))
+        sections += _differences_section(title, named)
     return sections
 
 # %% ../../nbs/scale/04_run_grid.ipynb #020b2d2d
