@@ -1,13 +1,21 @@
-"""The meta-gradient in several processes, and what holds for many batches."""
+"""The meta-gradient in several processes, and what meta-training feeds to it."""
+from functools import cache
+
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from processes import CONTEXT
 
+from one_shui.data.face_set import face_set
+from one_shui.data.splits import make_splits
+from one_shui.data.toy import toy_faces
+from one_shui.methods.metaunlearn import meta_training
 from one_shui.methods.metaunlearn.loss import MetaLoss, Support
 from one_shui.methods.metaunlearn.meta_gradient import meta_gradient
 from one_shui.methods.metaunlearn.objective import Objective
 from one_shui.methods.metaunlearn.meta_gradient import meta_gradient_by_double_backward
+from one_shui.methods.metaunlearn.method import MetaUnlearn
 from one_shui.methods.metaunlearn.objective import val_weighted_losses
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.data.task import Task
@@ -55,3 +63,64 @@ def test_classes_too():
     largest = max(g.abs().max() for g in oracle.gradient.values())
     assert largest > 0
     for name, g in oracle.gradient.items(): assert (forward.gradient[name] - g).abs().max() < 1e-4 * largest
+
+
+@cache
+def drawn():
+    "A network that was not trained, its train and its validation images"
+    faces = toy_faces(n_people=40, n_photos=6, size=16)
+    splits = make_splits(faces, n_forget=3)
+    train, val = (face_set(faces, faces.images, rows) for rows in (splits.train, splits.val))
+    torch.manual_seed(0)
+    return create_model(ModelSpec("small_cnn", faces.task.n_outputs, 16, options=dict(width=4))).eval(), train, val
+
+
+def quick(**settings):
+    "MetaUnlearn with settings of seconds"
+    return MetaUnlearn(**dict(n_forget=3, epochs=1, hidden=8, simulations=1, strengths=(0., 1.)) | settings)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    "What each call of `meta_gradient` during meta-training is given: rows of forget, rows of val, losses of val"
+    calls, gradient = [], meta_training.meta_gradient
+
+    def watched(model, losses, support, forget, val, val_losses, *more, **named):
+        calls.append((forget.images, val.images, val, list(val_losses)))
+        return gradient(model, losses, support, forget, val, val_losses, *more, **named)
+    monkeypatch.setattr(meta_training, "meta_gradient", watched)
+    return calls
+
+
+def rows_seen(calls): return [(forget.rows.tolist(), val.rows.tolist()) for forget, val, *_ in calls]
+
+
+def test_forget_and_val_are_shuffled_for_each_request(seen):
+    model, train, val = drawn()
+    assert (n := len(val)) > 16
+    quick(batch_size=8, held_out=0.).prepare(model, train, val.view())
+    used = np.concatenate([images.rows for _, images, *_ in seen])
+    counts = [np.sum(used == row) for row in val.rows]
+    assert len(used) > n and min(counts) >= 1 and max(counts) - min(counts) <= 1, "all of val takes part"
+    mixed = [len(set(forget.identities[:8])) for forget, *_ in seen]
+    assert min(mixed) == 3, "each batch has images of everybody who asks"
+    orders = [images.rows.tolist() for _, images, *_ in seen]
+    assert all(order != sorted(order) for order in orders) and orders[0] != orders[1]
+    for _, _, batches, losses in seen: assert losses == pytest.approx(val_weighted_losses(model, val.task, batches), abs=1e-5)
+
+
+def test_the_orders_are_those_of_the_seed(seen):
+    model, train, val = drawn()
+    for seed in (0, 0, 1): quick(seed=seed, epochs=2, held_out=0.).prepare(model, train, val)
+    third = len(seen) // 3
+    first, again, other = (rows_seen(seen[k * third:(k + 1) * third]) for k in range(3))
+    assert first == again and all(a != b for a, b in zip(first, other, strict=True))
+    assert first[0] != first[third // 2], "epochs differ"
+
+
+def test_val_is_read_once_under_the_original_network(seen):
+    model, train, val = drawn()
+    view = val.view()
+    quick(objective=dict(compare="original"), epochs=3, held_out=0.).prepare(model, train, view)
+    paired = sum(len(images.rows) for _, images, *_ in seen)
+    assert len(seen) > 10 and view.counter.reads <= len(val) + paired

@@ -11,7 +11,6 @@ __all__ = ['RESUME_FACTS', 'MetaSettings', 'check_meta_settings', 'MetaProblem',
 import copy
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -27,15 +26,17 @@ from ...core.errors import BadInput, check_choice
 from ...core.files import read_tensors, write_tensors
 from ...core.legacy import new_keys
 from ...data.face_set import FaceSet
-from ...data.task import Batch, Task
+from ...data.task import Task
 from ...evaluation.simulation import ProxyToW, simulate_requests
 from ..contract import Unlearner, settings_of
 from .loss import MetaLoss, Moved, Support, detached_leaves
 from .loss import loss_sequence, moved_parameters, unlearning_step
 from .meta_gradient import meta_gradient
-from .objective import Objective, val_weighted_losses
-from .simulated_requests import DeviceBatches, meta_split
-from .simulated_requests import simulated_epoch, support_tensors
+from .objective import Objective
+from .simulated_requests import VAL_ORDER, DeviceBatches, ShuffledVal
+from .simulated_requests import meta_split, order_rng
+from .simulated_requests import request_val_batches, simulated_epoch
+from .simulated_requests import support_tensors
 from ...models.features import logits_and_features
 from ...models.files import weights_digest
 
@@ -222,8 +223,7 @@ def train_epoch(
     settings: MetaSettings,
     state: MetaState,            # Advanced by one epoch
     problem: MetaProblem,
-    val_batches: Sequence[Batch],
-    val_losses: list[float],     # As from `val_weighted_losses`
+    val: ShuffledVal,            # Validation images of the problem
 ) -> None:
     "One epoch of simulated requests"
     epoch, device = state.epoch, problem.device
@@ -231,10 +231,13 @@ def train_epoch(
         group["lr"] = settings.lr * (.5 + .5 * math.cos(math.pi * epoch / settings.epochs))
     torch.manual_seed(int(np.random.default_rng([settings.seed, 5, epoch]).integers(2**31)))
     state.losses.train()
+    val.start_epoch()
     requests = simulated_epoch(problem.meta_train_images(), settings.n_forget, epoch, settings.seed)
-    for support_images, forget_images in requests:
+    for number, (support_images, forget_images) in enumerate(requests):
         support = support_tensors(support_images, problem.identities, device)
         forget = DeviceBatches(forget_images, settings.batch_size, device)
+        rng = order_rng(settings.seed, epoch, number, VAL_ORDER)
+        val_batches, val_losses = request_val_batches(val, len(forget), rng)
         step = meta_gradient(
             problem.model, state.losses, support, forget, val_batches, val_losses, settings.eta,
             settings.objective, settings.moved, settings.bf16,
@@ -337,14 +340,12 @@ def run_meta_training(
     file = settings.checkpoint
     resumed = load_state(state, file) if file else None
     if resumed is None: validate(settings, state, problem)
-    val_batches = DeviceBatches(problem.val, settings.batch_size, problem.device)
-    val_losses = val_weighted_losses(
-        problem.model, problem.train.task, val_batches, settings.objective)
+    val = ShuffledVal(problem.model, problem.val, settings.batch_size, settings.objective)
     if resumed: usage.load_state_dict(resumed)
     bar = tqdm(desc="meta-training", total=settings.epochs, initial=state.epoch,
                disable=not settings.progress)
     while not should_stop(settings, state):
-        train_epoch(settings, state, problem, val_batches, val_losses)
+        train_epoch(settings, state, problem, val)
         validate(settings, state, problem)
         if file: save_state(state, file, usage)
         bar.update()
