@@ -7,6 +7,9 @@ import torch
 import torch.distributed as dist
 from processes import CONTEXT
 
+from one_shui.core.costs import ResourceUsage
+from one_shui.core.errors import BadInput
+from one_shui.core.files import read_tensors, write_tensors
 from one_shui.data.face_set import face_set
 from one_shui.data.splits import make_splits
 from one_shui.data.toy import toy_faces
@@ -15,6 +18,7 @@ from one_shui.methods.metaunlearn.loss import MetaLoss, Support
 from one_shui.methods.metaunlearn.meta_gradient import meta_gradient
 from one_shui.methods.metaunlearn.objective import Objective
 from one_shui.methods.metaunlearn.meta_gradient import meta_gradient_by_double_backward
+from one_shui.methods.metaunlearn.meta_training import meta_problem, new_state, run_meta_training, save_state, validate
 from one_shui.methods.metaunlearn.method import MetaUnlearn
 from one_shui.methods.metaunlearn.objective import val_weighted_losses
 from one_shui.models.networks import ModelSpec, create_model
@@ -124,3 +128,55 @@ def test_val_is_read_once_under_the_original_network(seen):
     quick(objective=dict(compare="original"), epochs=3, held_out=0.).prepare(model, train, view)
     paired = sum(len(images.rows) for _, images, *_ in seen)
     assert len(seen) > 10 and view.counter.reads <= len(val) + paired
+
+
+def test_an_untrained_loss_is_no_candidate(monkeypatch):
+    model, train, val = drawn()
+    tried = []
+
+    def falling(settings, losses, problem, tow_at_zero=None):
+        "Each loss that is tried is worse than the one before, so an untrained one would be chosen"
+        if settings.strengths == (0.,): return {0.: 50.}
+        tried.append(losses[0].input_block[0].weight.detach().clone())
+        return {0.: tow_at_zero, 1.: 90. - 10 * len(tried)}
+    monkeypatch.setattr(meta_training, "tow_by_strength", falling)
+    method = quick(epochs=2, held_out=.3)
+    facts = method.prepare(model, train, val).facts
+    initial = new_state(method, meta_problem(method, model, train, val)).losses[0].input_block[0].weight
+    assert len(tried) == 2 and not any(torch.equal(weight, initial) for weight in tried)
+    assert {entry["round"] for entry in facts["curve"]} == {1, 2}
+    assert facts["chosen"] == dict(round=1, strength=1., tow=80., nothing=50.)
+
+
+@pytest.mark.parametrize("settings", [dict(held_out=0.), dict(held_out=.3), dict(held_out=.3, embedding=0), dict(held_out=0., patience=2)])
+def test_the_untrained_loss_is_an_ablation(settings):
+    model, train, val = drawn()
+    method = quick(epochs=0, **settings)
+    artifact = method.prepare(model, train, val)
+    initial = new_state(method, meta_problem(method, model, train, val)).losses.state_dict()
+    for name in initial.keys() - {"0.embed.weight"}: assert torch.equal(artifact.tensors[name], initial[name])
+    assert artifact.facts["history"] == [] and artifact.facts["chosen"]["round"] == 0
+    if not method.held_out: assert artifact.facts["chosen"] == dict(round=0, strength=1.)
+    else: assert [entry["round"] for entry in artifact.facts["curve"]] == [0, 0]
+
+
+def test_a_checkpoint_of_another_protocol_is_refused(tmp_path):
+    model, train, val = drawn()
+    method = quick(epochs=2, held_out=.3, checkpoint=tmp_path / "state.safetensors")
+    problem, usage = meta_problem(method, model, train, val), ResourceUsage(train.counter, val.counter)
+    state = new_state(method, problem)
+    validate(method, state, problem)  # version 0.1.0 did, before the first epoch
+    save_state(state, method.checkpoint, usage)
+    tensors, facts = read_tensors(method.checkpoint)
+    for key in ("protocol", "nothing"): del facts[key]
+    write_tensors(method.checkpoint, tensors, facts)
+    with pytest.raises(BadInput, match="by an earlier version of one_shui.*remove it"):
+        run_meta_training(method, problem, new_state(method, problem), usage)
+
+
+def test_patience_counts_from_the_best_trained_loss(monkeypatch):
+    model, train, val = drawn()
+    monkeypatch.setattr(meta_training, "tow_by_strength", lambda settings, *_: {s: 50. for s in settings.strengths})
+    facts = quick(epochs=9, patience=2, held_out=.3, embedding=0).prepare(model, train, val).facts
+    assert (facts["round"], facts["chosen"]["round"], facts["chosen"]["strength"]) == (3, 1, 0.)
+    assert len(facts["history"]) == 3, "one mean per completed epoch"

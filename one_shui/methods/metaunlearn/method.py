@@ -55,9 +55,10 @@ PUBLISHED_SETTINGS = (
 # %% ../../../nbs/methods/metaunlearn/05_method.ipynb #525eb306
 def _epoch_means(
     history: list[float],  # Objective of each simulated request
-    epochs: int,           # Of meta-training
+    epochs: int,           # Completed epochs
 ) -> list[float]:
     "Mean objective of each epoch"
+    if not epochs: return []
     parts = np.array_split(np.array(history), epochs)
     return [float(part.mean()) for part in parts if len(part)]
 
@@ -97,7 +98,7 @@ class MetaUnlearn(MetaSettings):
         versions = dict(torch=torch.__version__, one_shui=__version__)
         n_features = state.losses[0].n_features
         facts = dict(state.facts, people=problem.identities, features=n_features, **versions)
-        if not self.embedding: facts |= dict(people=[], history=_epoch_means(facts["history"], self.epochs))
+        if not self.embedding: facts |= dict(people=[], history=_epoch_means(facts["history"], state.epoch))
         return Artifact(state.best, facts)
 
     def simulation_identities(self, train: FaceSet) -> list[str]:
