@@ -21,6 +21,7 @@ from one_shui.methods.metaunlearn.meta_gradient import meta_gradient_by_double_b
 from one_shui.methods.metaunlearn.meta_training import meta_problem, new_state, run_meta_training, save_state, validate
 from one_shui.methods.metaunlearn.method import MetaUnlearn
 from one_shui.methods.metaunlearn.objective import val_weighted_losses
+from one_shui.methods.metaunlearn.simulated_requests import ShuffledVal
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.data.task import Task
 
@@ -180,3 +181,17 @@ def test_patience_counts_from_the_best_trained_loss(monkeypatch):
     facts = quick(epochs=9, patience=2, held_out=.3, embedding=0).prepare(model, train, val).facts
     assert (facts["round"], facts["chosen"]["round"], facts["chosen"]["strength"]) == (3, 1, 0.)
     assert len(facts["history"]) == 3, "one mean per completed epoch"
+
+
+@pytest.mark.parametrize("decay", [0., .5])
+def test_weight_decay_shrinks_parameters_without_gradient(decay):
+    "An embedding row of somebody who asks for nothing only decays"
+    model, train, val = drawn()
+    method = quick(lr=.1, held_out=.3, weight_decay=decay)
+    problem = meta_problem(method, model, train, val)
+    initial = new_state(method, problem).losses[0].embed.weight.detach().clone()
+    state = new_state(method, problem)
+    meta_training.train_epoch(method, state, problem, ShuffledVal(model, val, method.batch_size))
+    unseen = [problem.identities.index(person) for person in problem.meta_val]
+    shrunk = (1 - .1 * decay) ** len(state.facts["history"])
+    torch.testing.assert_close(state.losses[0].embed.weight[unseen], initial[unseen] * shrunk)

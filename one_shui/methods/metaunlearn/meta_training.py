@@ -47,6 +47,7 @@ class MetaSettings(Unlearner):
     n_forget: int = 20        # Identities per simulated request; the size of the real request
     epochs: int = 3           # Epochs over the training identities; 0: the untrained loss
     lr: float = 1e-4          # Learning rate of AdamW (amsgrad), cosine to 0 over the epochs
+    weight_decay: float = 0.  # Of AdamW
     eta: float = .1           # Step size of unlearning, η
     batch_size: int = 64      # Forget and validation images per batch
     hidden: int = 512         # Hidden width of the learned loss
@@ -77,7 +78,7 @@ class MetaSettings(Unlearner):
 def check_meta_settings(settings: "MetaSettings") -> None:
     "Raise `BadInput` for settings that cannot work"
     check_choice("moved", settings.moved, get_args(Moved))
-    for name in ("lr", "eta", "dropout", "held_out"):
+    for name in ("lr", "weight_decay", "eta", "dropout", "held_out"):
         value = getattr(settings, name)
         if not isinstance(value, int | float):
             raise BadInput(f"metaunlearn's {name} is {value!r}; it must be a number")
@@ -172,7 +173,8 @@ def new_state(settings: MetaSettings, problem: MetaProblem) -> MetaState:
     with torch.no_grad(): n_features = logits_and_features(problem.model, x)[1].shape[1]
     n_identities = len(problem.identities)
     losses = build_losses(settings, problem.train.task, n_features, n_identities).to(problem.device)
-    optimizer = torch.optim.AdamW(losses.parameters(), settings.lr, amsgrad=True)
+    optimizer = torch.optim.AdamW(losses.parameters(), settings.lr, amsgrad=True,
+                                  weight_decay=settings.weight_decay)
     facts = dict(
         settings=settings_of(settings), weights=weights_digest(problem.model.state_dict()),
         images=len(problem.train), n_meta_train=len(problem.meta_train),
