@@ -2,17 +2,23 @@
 from functools import cache
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
 from processes import CONTEXT
 
-from one_shui.core.costs import ResourceUsage
+from one_shui.core.costs import Cost, ResourceUsage
 from one_shui.core.errors import BadInput
 from one_shui.core.files import read_tensors, write_tensors
 from one_shui.data.face_set import face_set
 from one_shui.data.splits import make_splits
 from one_shui.data.toy import toy_faces
+from one_shui.experiments.config import Config
+from one_shui.experiments.rows import COST_METRICS, method_rows, read_results
+from one_shui.experiments.run import rescore, run
+from one_shui.methods.contract import Artifact
+from one_shui.methods.harness import Prepared
 from one_shui.methods.metaunlearn import meta_training
 from one_shui.methods.metaunlearn.loss import MetaLoss, Support
 from one_shui.methods.metaunlearn.meta_gradient import meta_gradient
@@ -24,6 +30,9 @@ from one_shui.methods.metaunlearn.objective import val_weighted_losses
 from one_shui.methods.metaunlearn.simulated_requests import ShuffledVal
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.data.task import Task
+from one_shui.scale.engines import Engine
+from one_shui.scale.grid import Grid
+from one_shui.scale.run_grid import run_grid
 
 ATTRIBUTES = Task("multi-label", ("a", "b", "c"))
 AGES = Task("multi-class", ("young", "old", "older"))
@@ -195,3 +204,36 @@ def test_weight_decay_shrinks_parameters_without_gradient(decay):
     unseen = [problem.identities.index(person) for person in problem.meta_val]
     shrunk = (1 - .1 * decay) ** len(state.facts["history"])
     torch.testing.assert_close(state.losses[0].embed.weight[unseen], initial[unseen] * shrunk)
+
+
+REPORT = ["meta steps", "chosen round", "chosen strength"]
+SMALL = dict(size=32, epochs=1, recipe="toy", toy=dict(n_people=30, n_photos=6, size=32), arch_options=dict(width=8), metrics=["score"],
+             settings=dict(metaunlearn=dict(hidden=8, epochs=2, held_out=0.)))
+
+
+def test_a_run_reports_the_chosen_loss(tmp_path):
+    config = Config(**SMALL | dict(n_forget=3, methods=("original", "metaunlearn"), metrics=("score",)))
+    rows = run(config, tmp_path, log=lambda line: None)
+    for table in (rows, read_results(tmp_path), rescore(tmp_path)):
+        report = table[table["metric"].isin(REPORT)]
+        assert set(report["method"]) == {"metaunlearn"} and set(report["split"]) == {"all"}
+        steps = 2 * (Artifact.load(tmp_path / "metaunlearn-artifact.safetensors").facts["n_meta_train"] // 3)
+        assert report.set_index("metric")["value"].to_dict() == dict(zip(REPORT, (steps, 2, 1.), strict=True))
+
+
+def test_artifacts_without_a_report_have_no_rows_of_one():
+    metrics = pd.DataFrame([dict(split="forget", metric="mAP", value=50., low=40., high=60.)])
+    rows = [method_rows(Config.tiny(), "metaunlearn", quick(), metrics, Prepared(Artifact(facts=facts)), Cost(), "")
+            for facts in ({}, dict(report={"chosen strength": .3}))]
+    assert len(rows[1]) == len(rows[0]) + 1
+    assert rows[1].iloc[-1][["split", "metric", "value"]].tolist() == ["all", "chosen strength", .3]
+
+
+def test_a_grid_keeps_what_methods_report(tmp_path):
+    config = {key: value for key, value in SMALL.items() if key != "settings"}
+    variant = dict(method="metaunlearn", settings=dict(hidden=8, epochs=1, held_out=0.))
+    grid = Grid("tiny", config, dict(n_forget=[3], seed=[0]), ("original",), dict(short=variant))
+    rows = run_grid(grid, grid.cells, tmp_path, Engine("in-process", 0), "a test")[0]
+    report = rows[(rows["variant"] == "short") & rows["metric"].isin(REPORT)].set_index("metric")["value"]
+    assert sorted(report.index) == sorted(REPORT) and report["chosen strength"] == 1. and report["meta steps"] > 0
+    assert not set(rows["metric"]) & set(COST_METRICS), "costs are columns of a grid"
