@@ -18,7 +18,7 @@ from one_shui.experiments.config import Config
 from one_shui.experiments.rows import COST_METRICS, method_rows, read_results
 from one_shui.experiments.run import rescore, run
 from one_shui.methods.contract import Artifact
-from one_shui.methods.harness import Prepared
+from one_shui.methods.harness import Prepared, apply_method
 from one_shui.methods.metaunlearn import meta_training
 from one_shui.methods.metaunlearn.loss import MetaLoss, Support
 from one_shui.methods.metaunlearn.meta_gradient import meta_gradient
@@ -77,6 +77,53 @@ def test_classes_too():
     largest = max(g.abs().max() for g in oracle.gradient.values())
     assert largest > 0
     for name, g in oracle.gradient.items(): assert (forward.gradient[name] - g).abs().max() < 1e-4 * largest
+
+
+def largest_difference(first, second):
+    "Of two gradients, relative to the largest entry"
+    largest = max(g.abs().max() for g in second.values())
+    assert largest > 0
+    return max(((first[name] - g).abs().max() / largest).item() for name, g in second.items())
+
+
+@pytest.mark.parametrize("task", [ATTRIBUTES, AGES])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_normalized_step_is_differentiated_exactly(task, steps):
+    model, loss, support, forget, val, val_losses, _, objective = problem(task)
+    losses = torch.nn.ModuleList([loss] * steps)
+    given = model, losses, support, forget, val, val_losses, .05, objective
+    forward, oracle = (find(*given, normalize=True) for find in (meta_gradient, meta_gradient_by_double_backward))
+    assert forward.objective == pytest.approx(oracle.objective, rel=1e-5)
+    assert largest_difference(forward.gradient, oracle.gradient) < 1e-4
+    assert largest_difference(meta_gradient(*given).gradient, oracle.gradient) > .1, "it is another gradient than that of a plain step"
+
+
+def test_a_normalized_step_against_finite_differences():
+    "In the direction of the gradient; the large network is in double precision"
+    model, loss, support, forget, val, *_ = problem(ATTRIBUTES, batches=1)
+    model, loss, smooth = model.double(), loss.double(), Objective("original", weigh_by_score=False)
+    support = support._replace(x=support.x.double(), targets=support.targets.double())
+    forget, val = ([(x.double(), y.double()) for x, y in batches] for batches in (forget, val))
+
+    val_losses = val_weighted_losses(model, ATTRIBUTES, val, smooth)
+
+    def step(): return meta_gradient(model, loss, support, forget, val, val_losses, .05, smooth, normalize=True)
+    gradient = step().gradient
+    size = sum(g.square().sum() for g in gradient.values()).sqrt().item()
+    values = []
+    for sign in (1, -2):  # to +h, then from there to -h
+        with torch.no_grad():
+            for name, p in loss.named_parameters(): p += sign * 1e-3 * gradient[name] / size
+        values.append(step().objective)
+    assert (values[0] - values[1]) / 2e-3 == pytest.approx(size, rel=3e-3)
+
+
+def test_a_normalized_step_has_the_length_that_is_set():
+    model, train, val = drawn()
+    method = quick(held_out=0., normalize=True, eta=.02)
+    unlearned = apply_method(method, model, method.prepare(model, train, val), train.subset([0, 20, 40]))[0]
+    before, after = (torch.cat([p.detach().flatten() for p in network.parameters()]) for network in (model, unlearned))
+    assert (after - before).norm() / before.norm() == pytest.approx(.02, rel=1e-3)
 
 
 @cache

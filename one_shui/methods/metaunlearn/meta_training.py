@@ -49,6 +49,7 @@ class MetaSettings(Unlearner):
     lr: float = 1e-4          # Learning rate of AdamW (amsgrad), cosine to 0 over the epochs
     weight_decay: float = 0.  # Of AdamW
     eta: float = .1           # Step size of unlearning, η
+    normalize: bool = False   # Give the step the length η times the norm of the moved parameters
     batch_size: int = 64      # Forget and validation images per batch
     hidden: int = 512         # Hidden width of the learned loss
     dropout: float = .5       # Dropout of the learned loss during meta-training
@@ -145,7 +146,8 @@ def all_steps(
     "The changed parameters after all unlearning steps, by name"
     after = moved_parameters(model, settings.moved)
     for loss in loss_sequence(losses):
-        after = unlearning_step(model, loss, support, settings.eta, detached_leaves(after))[0]
+        after = unlearning_step(
+            model, loss, support, settings.eta, detached_leaves(after), settings.normalize)[0]
     return after
 
 # %% ../../../nbs/methods/metaunlearn/04_meta_training.ipynb #da458f4d
@@ -253,7 +255,7 @@ def train_epoch(
         step = meta_gradient(
             problem.model, state.losses, support, forget, val_batches, val_losses, settings.eta,
             settings.objective, settings.moved, settings.bf16,
-            shared=dist.is_available() and dist.is_initialized())
+            shared=dist.is_available() and dist.is_initialized(), normalize=settings.normalize)
         for name, p in state.losses.named_parameters(): p.grad = step.gradient[name]
         state.optimizer.step()
         state.facts["history"].append(step.objective)
