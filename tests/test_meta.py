@@ -15,6 +15,7 @@ from one_shui.data.face_set import face_set
 from one_shui.data.splits import make_splits
 from one_shui.data.toy import toy_faces
 from one_shui.experiments.config import Config
+from one_shui.experiments.method_setup import make_method
 from one_shui.experiments.rows import COST_METRICS, method_rows, read_results
 from one_shui.experiments.run import rescore, run
 from one_shui.methods.contract import Artifact
@@ -31,7 +32,7 @@ from one_shui.methods.metaunlearn.simulated_requests import ShuffledVal
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.data.task import Task
 from one_shui.scale.engines import Engine
-from one_shui.scale.grid import Grid
+from one_shui.scale.grid import GRIDS, Grid
 from one_shui.scale.run_grid import run_grid
 
 ATTRIBUTES = Task("multi-label", ("a", "b", "c"))
@@ -284,3 +285,21 @@ def test_a_grid_keeps_what_methods_report(tmp_path):
     report = rows[(rows["variant"] == "short") & rows["metric"].isin(REPORT)].set_index("metric")["value"]
     assert sorted(report.index) == sorted(REPORT) and report["chosen strength"] == 1. and report["meta steps"] > 0
     assert not set(rows["metric"]) & set(COST_METRICS), "costs are columns of a grid"
+
+
+@pytest.mark.parametrize("name", ["toy", "celeba-subset"])
+def test_grids_have_the_published_and_the_untrained_form(name):
+    grid = GRIDS[name]
+    points = len(grid.over["n_forget"]) * len(grid.over["seed"])
+    assert len(grid.cells) == points * (len(grid.methods) + 2)
+    forms = {cell.variant: make_method(cell.config, cell.method) for cell in grid.cells if cell.method == "metaunlearn"}
+    assert set(forms) == {"", "metaunlearn-published", "metaunlearn-untrained"}
+    assert forms["metaunlearn-published"].held_out == 0. and forms["metaunlearn-published"].epochs == forms[""].epochs > 0
+    assert forms["metaunlearn-untrained"].epochs == 0 and forms["metaunlearn-untrained"].held_out == forms[""].held_out > 0
+
+
+def test_the_published_form_is_the_last_loss_at_full_strength():
+    model, train, val = drawn()
+    for patience in (None, 1):
+        facts = quick(held_out=0., epochs=3, patience=patience).prepare(model, train, val).facts
+        assert facts["chosen"] == dict(round=3, strength=1.) and facts["n_meta_train"] == len(set(train.identities))
