@@ -12,9 +12,10 @@ import pandas as pd
 from one_shui.experiments.audit_tables import AUDIT_METRICS
 
 RESULTS = Path(__file__).parent.parent / "data/results"
+REPORTED = {"meta steps", "chosen round", "chosen strength"}  # By methods, about their preparation
 METRICS = {"mAP", "accuracy", "ToW", "over_forgot", "loss attack AUC", "gap to val", "RF-JSD", "blind loss attack AUC", "prepare seconds",
            "artifact MB", "peak MB", "RMIA TPR at FPR", "RMIA TPR of people", "RMIA TPR of people at FPR", "support image relearn steps",
-           "sibling relearn steps", *AUDIT_METRICS, *(name.replace("TPR at", "TPR of people at") for name in AUDIT_METRICS)}
+           "sibling relearn steps", *REPORTED, *AUDIT_METRICS, *(name.replace("TPR at", "TPR of people at") for name in AUDIT_METRICS)}
 COLUMNS = ["dataset", "arch", "n_forget", "seed", "method", "access", "split", "metric", "value", "low", "high", "seconds"]
 ROUNDED = {"value": 3, "low": 3, "high": 3, "seconds": 2}
 COSTS = {"prepare_seconds": "prepare seconds", "artifact_mb": "artifact MB", "peak_mb": "peak MB"}  # Columns of a grid, rows of a run
@@ -45,7 +46,7 @@ def search_of(file: Path) -> pd.DataFrame:
 
 
 ATTACKS = {metric for metric in METRICS if metric.startswith(("RMIA", "update attack", "linkage", "support image", "sibling"))}
-TABLES = {"rows": METRICS, "ablation": METRICS, "sizes": {"mAP", "accuracy", "ToW", "over_forgot", "loss attack AUC", *ATTACKS}}
+TABLES = {"rows": METRICS, "ablation": METRICS, "sizes": {"mAP", "accuracy", "ToW", "over_forgot", "loss attack AUC", *REPORTED, *ATTACKS}}
 
 
 def table_of(folder: Path) -> str:

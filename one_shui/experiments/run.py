@@ -300,7 +300,7 @@ def try_methods(
 def rescore(
     folder: str | Path,  # Of a run
 ) -> pd.DataFrame:       # Rows as in `results.csv`, which is written again
-    "Compute every score of a run again from its predictions; costs are kept"
+    "Compute every score of a run again from its predictions; costs and reported numbers are kept"
     opened = open_run(folder)
     old, parts = read_results(folder), []
     for name, method in old.groupby("method", sort=False):
@@ -313,7 +313,7 @@ def rescore(
 
 # %% ../../nbs/experiments/06_run.ipynb #a6614ecc
 def _rescored(old: pd.DataFrame, metrics: pd.DataFrame) -> list[pd.DataFrame]:
-    "The rows of a method with new metrics, and its rows of costs as they were"
+    "The rows of a method with new metrics, and its rows for the whole network as they were"
     measured = ("split", "metric", "value", "low", "high")
     same = {key: old[key].iloc[0] for key in COLUMNS if key not in measured}
     costs = old[(old["split"] == "all") & (old["metric"] != "ToW")]

@@ -31,6 +31,11 @@ class Artifact:
         "Size of the tensors in memory"
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
+    @property
+    def report(self) -> dict[str, float]:
+        "Numbers about the preparation by name of the metric; none unless the method gives some"
+        return self.facts.get("report", {})
+
     def save(self, file: str | Path) -> None:
         "Write it as safetensors"
         write_tensors(file, self.tensors, self.facts)

@@ -161,13 +161,17 @@ _ABLATION = {
     "without-score": _variant(objective=dict(weigh_by_score=False)),
 }
 _SIMULATED = {f"simulated-{n}": _variant(n_forget=n) for n in (5, 10, 20, 50, 100)}
+_FORMS = {
+    "metaunlearn-published": _variant(held_out=0.),
+    "metaunlearn-untrained": _variant(epochs=0),
+}
 
 # %% ../../nbs/scale/01_grid.ipynb #6070f1d3
 _META, _HQ = ("metaunlearn",), dict(dataset="celebahq", **_VIT)
 
 GRIDS = {grid.name: grid for grid in (
-    Grid("toy", dict(dataset="toy"), _points(5, 20), tuple(method_names())),
-    Grid("celeba-subset", _SUBSET, _points(5, 20, 50), tuple(method_names())),
+    Grid("toy", dict(dataset="toy"), _points(5, 20), tuple(method_names()), _FORMS),
+    Grid("celeba-subset", _SUBSET, _points(5, 20, 50), tuple(method_names()), _FORMS),
     Grid("celebahq", _HQ, _points(1, 20, 50, 200, 500), _PAPER),
     Grid("celeba", dict(dataset="celeba", **_VIT), _points(1, 5, 10, 200, 500), _PAPER),
     Grid("mufac", _MUFAC, _points(5, 10), _PAPER),

@@ -37,7 +37,7 @@ from ..experiments.config import Config
 from ..experiments.image_sets import ImageSets, load_image_sets, read_dataset
 from ..experiments.method_setup import make_method, ready_method, settings_from
 from ..experiments.original import original_network
-from ..experiments.rows import COLUMNS, SETS, add_tow, method_rows
+from ..experiments.rows import COLUMNS, COST_METRICS, SETS, add_tow, method_rows
 from ..experiments.run import apply_and_save, prepare_once
 from ..methods.contract import Artifact, settings_of
 from ..methods.harness import Prepared
@@ -274,9 +274,11 @@ def _execute_prepare(store: Store, job: Job, work: Path) -> None:
 
 # %% ../../nbs/scale/02_jobs.ipynb #1fb26b99
 def _cost_facts(cost: Cost, prepared: Prepared) -> dict:
-    "Cost of a request and of its preparation"
+    "Cost of a request and of its preparation, and what the method reported"
     preparation = {f"prepare_{name}": value for name, value in asdict(prepared.cost).items()}
-    return dict(asdict(cost), artifact_mb=prepared.artifact.n_bytes / 1e6, **preparation)
+    artifact = prepared.artifact
+    return dict(asdict(cost), artifact_mb=artifact.n_bytes / 1e6, **preparation,
+                report=artifact.report)
 
 # %% ../../nbs/scale/02_jobs.ipynb #4217116f
 def _execute_unlearn(store: Store, job: Job, work: Path) -> None:
@@ -310,16 +312,17 @@ def _execute_score(store: Store, job: Job, work: Path) -> None:
     config, method = job.config, job.method
     predictions, original, retrained = (_predictions(store, needed) for needed in job.depends_on)
     metrics = compute_metrics(predictions, original, seed=config.score_seed, names=config.metrics)
-    rows = method_rows(config, method, make_method(config, method), metrics, Prepared(Artifact()),
+    cost_file = store.folder(job.depends_on[0].step) / "cost.json"
+    cost = json.loads(cost_file.read_text(encoding="utf-8"))
+    artifact = Artifact(facts=dict(report=cost.pop("report", {})))
+    rows = method_rows(config, method, make_method(config, method), metrics, Prepared(artifact),
                        Cost(), settings_from(config, method))
-    rows = rows[rows["split"] != "all"]  # costs are columns here, see below
+    rows = rows[~rows["metric"].isin(COST_METRICS)]  # costs are columns here, see below
     baselines = [row for name, other in (("original", original), ("retrain", retrained))
                  if name != method for row in _baseline_rows(rows.iloc[0], name, other)]
     interval = tow_interval(predictions, retrained, seed=config.score_seed)
     rows = pd.concat([rows, pd.DataFrame(baselines)], ignore_index=True)
     rows = add_tow(rows, {method: interval})
-    cost_file = store.folder(job.depends_on[0].step) / "cost.json"
-    cost = json.loads(cost_file.read_text(encoding="utf-8"))
     rows = rows[rows["method"] == method].assign(**cost).reset_index(drop=True)
     write_file(work / "rows.parquet", rows.to_parquet)
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Moved', 'ZERO_FILL', 'Losses', 'MetaLoss', 'moved_parameters', 'Support', 'FunctionalNetwork', 'output_gradient',
-           'unlearning_step', 'loss_sequence', 'detached_leaves']
+           'step_gradient', 'norm', 'step_factor', 'unlearning_step', 'loss_sequence', 'detached_leaves']
 
 # %% ../../../nbs/methods/metaunlearn/00_loss.ipynb #ec0e30c3
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -123,20 +124,51 @@ def output_gradient(
     return value, c
 
 # %% ../../../nbs/methods/metaunlearn/00_loss.ipynb #2dc708bd
+def step_gradient(
+    model: nn.Module,               # The network in eval mode; not changed
+    meta_loss: MetaLoss,            # The learned loss
+    support: Support,               # Support images of the request
+    parameters: dict[str, Tensor],  # Values at which the gradient is taken, that require grad
+) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:
+    "∇M by the parameters (detached), M, and c"
+    z = FunctionalNetwork(model).at(parameters, support.x)
+    value, c = output_gradient(meta_loss, z, support)
+    weights, upstream = list(parameters.values()), [t.detach() for t in c]
+    gradients = torch.autograd.grad(z, weights, upstream, **ZERO_FILL)
+    return gradients, value, c
+
+# %% ../../../nbs/methods/metaunlearn/00_loss.ipynb #dbea3c95
+def norm(tensors: Iterable[Tensor]) -> Tensor:
+    "Euclidean norm of all entries together, a scalar"
+    return torch.stack([t.square().sum() for t in tensors]).sum().sqrt()
+
+
+def step_factor(
+    eta: float,                     # Step size η
+    parameters: Iterable[Tensor],   # The moved parameters before the step
+    gradients: Iterable[Tensor],    # ∇M, in the same order
+    normalize: bool,                # Give the step the length η‖θ‖
+) -> Tensor | float:                # Scalar
+    "What ∇M is multiplied by: η, or η‖θ‖ / ‖∇M‖ (0 where the gradient is 0)"
+    if not normalize: return eta
+    length = norm(gradients)
+    return eta * norm(parameters) / length if length > 0 else 0.
+
+# %% ../../../nbs/methods/metaunlearn/00_loss.ipynb #f0b9e5c7
 def unlearning_step(
     model: nn.Module,               # The network in eval mode; not changed
     meta_loss: MetaLoss,            # The learned loss
     support: Support,               # Support images of the request
     eta: float,                     # Step size η
     parameters: dict[str, Tensor],  # Values at which the step starts, that require grad
+    normalize: bool = False,        # Give the step the length η‖θ‖
 ) -> tuple[dict[str, Tensor], Tensor, tuple[Tensor, ...]]:
     "Parameters after one step (detached), M, and c"
-    z = FunctionalNetwork(model).at(parameters, support.x)
-    value, c = output_gradient(meta_loss, z, support)
-    weights = list(parameters.values())
-    gradients = torch.autograd.grad(z, weights, [t.detach() for t in c], **ZERO_FILL)
-    after = {name: p.detach() - eta * g
-             for (name, p), g in zip(parameters.items(), gradients, strict=True)}
+    gradients, value, c = step_gradient(model, meta_loss, support, parameters)
+    before = [p.detach() for p in parameters.values()]
+    factor = step_factor(eta, before, gradients, normalize)
+    after = {name: p - factor * g
+             for name, p, g in zip(parameters, before, gradients, strict=True)}
     return after, value.detach(), c
 
 # %% ../../../nbs/methods/metaunlearn/00_loss.ipynb #0dd43acf

@@ -55,11 +55,21 @@ PUBLISHED_SETTINGS = (
 # %% ../../../nbs/methods/metaunlearn/05_method.ipynb #525eb306
 def _epoch_means(
     history: list[float],  # Objective of each simulated request
-    epochs: int,           # Of meta-training
+    epochs: int,           # Completed epochs
 ) -> list[float]:
     "Mean objective of each epoch"
+    if not epochs: return []
     parts = np.array_split(np.array(history), epochs)
     return [float(part.mean()) for part in parts if len(part)]
+
+# %% ../../../nbs/methods/metaunlearn/05_method.ipynb #9591dda8
+def _report(
+    facts: dict,  # Of a finished meta-training
+) -> dict[str, float]:
+    "Simulated requests that were learned from, and the chosen epoch and strength"
+    chosen = facts["chosen"]
+    return {"meta steps": len(facts["history"]), "chosen round": chosen["round"],
+            "chosen strength": chosen["strength"]}
 
 # %% ../../../nbs/methods/metaunlearn/05_method.ipynb #f2d9b34b
 @dataclass
@@ -97,8 +107,9 @@ class MetaUnlearn(MetaSettings):
         run_meta_training(self, problem, state, usage)
         versions = dict(torch=torch.__version__, one_shui=__version__)
         n_features = state.losses[0].n_features
-        facts = dict(state.facts, people=problem.identities, features=n_features, **versions)
-        if not self.embedding: facts |= dict(people=[], history=_epoch_means(facts["history"], self.epochs))
+        facts = dict(state.facts, people=problem.identities, features=n_features,
+                     report=_report(state.facts), **versions)
+        if not self.embedding: facts |= dict(people=[], history=_epoch_means(facts["history"], state.epoch))
         return Artifact(state.best, facts)
 
     def simulation_identities(self, train: FaceSet) -> list[str]:
