@@ -12,7 +12,7 @@ import pandas as pd
 from one_shui.experiments.audit_tables import AUDIT_METRICS
 
 RESULTS = Path(__file__).parent.parent / "data/results"
-REPORTED = {"meta steps", "chosen round", "chosen strength"}  # By methods, about their preparation
+REPORTED = {"meta steps", "chosen round", "chosen strength", "simulated gain"}  # By methods, about their preparation
 METRICS = {"mAP", "accuracy", "ToW", "over_forgot", "loss attack AUC", "gap to val", "RF-JSD", "blind loss attack AUC", "prepare seconds",
            "artifact MB", "peak MB", "RMIA TPR at FPR", "RMIA TPR of people", "RMIA TPR of people at FPR", "support image relearn steps",
            "sibling relearn steps", *REPORTED, *AUDIT_METRICS, *(name.replace("TPR at", "TPR of people at") for name in AUDIT_METRICS)}
@@ -29,8 +29,8 @@ def rows_of(folder: Path) -> list[pd.DataFrame]:
     rows["method"] += (", " + rows["variant"]).where(rows["variant"] != "", "")
     once = rows.drop_duplicates(COLUMNS[:5]).drop(columns=["metric", "value", "low", "high", "split"])
     costs = once.rename(columns=COSTS).melt([c for c in once if c not in COSTS], list(COSTS.values()), "metric").dropna(subset="value")
-    prepares = costs["access"] == "statistics"
-    return [rows, costs[prepares | (costs["metric"] == "peak MB")].assign(split="all")]
+    prepared = costs.merge(once.loc[once["prepare_seconds"] > 0, COLUMNS[:5]], how="left", indicator=True)["_merge"] == "both"
+    return [rows, costs[prepared.to_numpy() | (costs["metric"] == "peak MB")].assign(split="all")]
 
 
 FOUND = ["forget", "rest", "val", "simulated ToW", "seed", "requests", "command"]
@@ -46,13 +46,15 @@ def search_of(file: Path) -> pd.DataFrame:
 
 
 ATTACKS = {metric for metric in METRICS if metric.startswith(("RMIA", "update attack", "linkage", "support image", "sibling"))}
-TABLES = {"rows": METRICS, "ablation": METRICS, "sizes": {"mAP", "accuracy", "ToW", "over_forgot", "loss attack AUC", *REPORTED, *ATTACKS}}
+SIZES = {"mAP", "accuracy", "ToW", "over_forgot", "loss attack AUC", *REPORTED, *ATTACKS}
+TABLES = {"rows": METRICS, "ablation": METRICS, "tuned": METRICS | {"threshold AUC"}, "sizes": SIZES}
 
 
 def table_of(folder: Path) -> str:
     "Which of `TABLES` a folder's rows go into: variants of one method and requests of several sizes have tables of their own"
     grid = json.loads(file.read_text()) if (file := folder / "grid.json").exists() else {}
     if grid.get("name") == "key-edit-ablation": return "ablation"
+    if any(method.endswith("-tuned") for method in grid.get("methods", [])): return "tuned"
     return "sizes" if len(grid.get("over", {}).get("n_forget", [])) > 1 else "rows"
 
 
@@ -71,7 +73,7 @@ def joined(file: Path, new: pd.DataFrame, key: list[str]) -> pd.DataFrame:
 
 
 def main() -> None:
-    "Write rows.csv, ablation.csv and sizes.csv where something was measured, and tune.csv where something was searched"
+    "Write rows.csv, ablation.csv, tuned.csv and sizes.csv where something was measured, and tune.csv where something was searched"
     given = [word for word in sys.argv[1:] if word != "--add"]
     if not given: sys.exit(__doc__)
     folders, add = [Path(folder) for folder in given], len(given) < len(sys.argv) - 1
@@ -79,7 +81,7 @@ def main() -> None:
         part = [folder for folder in folders if table_of(folder) == name]
         if not any(rows_of(folder) for folder in part): continue
         rows, file = gather(part, metrics), RESULTS / f"{name}.csv"
-        if add: rows = joined(file, rows, COLUMNS[:5])
+        if add and file.exists(): rows = joined(file, rows, COLUMNS[:5])
         rows.to_csv(file, index=False)
         print(f"{name}.csv: {len(rows)} rows of {len(rows.drop_duplicates(COLUMNS[:4]))} places")
     if searched := sorted(file for folder in folders for file in folder.glob("tune-*.csv")):
