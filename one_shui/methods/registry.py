@@ -40,6 +40,7 @@ METHODS: dict[str, "type[Unlearner] | str"] = {
     "amun": "one_shui.methods.amun:AMUN",
     "metaunlearn": "one_shui.methods.metaunlearn.method:MetaUnlearn",
     "key_edit": "one_shui.methods.key_edit.method:KeyEdit",
+    "photo_edit": "one_shui.methods.key_edit.photo_edit:PhotoEdit",
 }
 
 # %% ../../nbs/methods/02_registry.ipynb #7c19305a

@@ -8,6 +8,7 @@ __all__ = ['stored_site', 'KeyEdit', 'prepare_key_edit', 'edit_data', 'weight_ch
 # %% ../../../nbs/methods/key_edit/05_method.ipynb #b99f078b
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, get_args
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..contract import Artifact, DataAccess, Unlearner
 from .edit import Strength, head_edit
 from .edit_site import EditSite, Edits, Pool, choose_edit_site
 from .edit_site import jacobian_pinv, last_layer_site, linear_layer
+from .posterior import protected_directions
 from .records import Keeps, artifact_tensors, request_keys_and_gaps
 from .records import shared_tensors
 from .statistics import collect_statistics, layer_outputs, memorization_gap
@@ -84,6 +86,10 @@ class KeyEdit(Unlearner):
         "Read every train image once (eight of them twice), and choose the strength on simulations"
         return prepare_key_edit(self, model, train, val)
 
+    def more_tensors(self, data: "EditData") -> dict[str, Tensor]:
+        "What a subclass adds to the artifact"
+        return {}
+
     def check_support(self, model: nn.Module, artifact: Artifact, support: FaceSet) -> list[str]:
         "Warn if photos match the record of their person worse than a third of all records"
         return compare_with_records(model, artifact, support)
@@ -96,11 +102,15 @@ class KeyEdit(Unlearner):
         return model
 
 # %% ../../../nbs/methods/key_edit/05_method.ipynb #8720e0d3
-def prepare_key_edit(settings: KeyEdit, model: nn.Module, train: FaceSet, val: FaceSet) -> Artifact:
+def prepare_key_edit(
+    settings: KeyEdit, model: nn.Module, train: FaceSet, val: FaceSet,
+    reserved: FaceSet | None = None,  # Support images of simulated requests; None: train images
+) -> Artifact:
     "The artifact: shared tensors, records, and the chosen strength"
     check_choice("what key_edit keeps", settings.keeps, get_args(Keeps))
     check_choice("what key_edit edits", settings.edits, get_args(Edits))
-    requests = simulate_requests(train, settings.n_forget, settings.simulations, settings.seed)
+    requests = simulate_requests(train, settings.n_forget, settings.simulations, settings.seed,
+                                 reserved=reserved)
     site = choose_edit_site(model, train, settings.edits)
     rows = [simulation_rows(train, val, request, settings.sample, settings.seed) for request in requests]
     data = edit_data(settings, model, site, train, val, rows)
@@ -108,8 +118,8 @@ def prepare_key_edit(settings: KeyEdit, model: nn.Module, train: FaceSet, val: F
     people = sorted(set(train.identities)) if settings.keeps != "nothing" else []
     nonmembers = nonmember_score(data, rows[0]["test"], settings.n_forget, settings.seed)
     simulations = simulated_edits(data, requests, rows, tensors, people)
-    tried = try_strengths(simulations, tensors["covariance"], settings.n_forget, nonmembers,
-                          _candidates(settings))
+    tried = try_strengths(simulations, partial(protected_directions, tensors), settings.n_forget,
+                          nonmembers, _candidates(settings))
     place = dict(layer=site.layer, pool=site.pool, skip=site.skip)
     chosen = choose_strength(tried, settings.max_score_drop)
     return Artifact(tensors, dict(people=people, place=place, chosen=chosen, tried=tried))
@@ -137,6 +147,7 @@ def _tensors(settings: KeyEdit, data: EditData, rows: list[dict[str, np.ndarray]
     gap = memorization_gap(statistics, data.val_statistics)
     shared = shared_tensors(statistics, gap, settings.use_covariance, settings.per_attribute_gap)
     tensors = artifact_tensors(statistics, shared, settings.keeps, settings.noise, settings.seed)
+    tensors |= settings.more_tensors(data)
     if data.site.norm:
         head_input = [statistics.selected[row][1] for row in union_of_rows(rows, "retain")]
         tensors["back"] = jacobian_pinv(data.model, data.site, torch.stack(head_input))
@@ -154,7 +165,7 @@ def weight_change(
     outputs = layer_outputs(model, support, stored_site(model, artifact))
     keys, gaps = request_keys_and_gaps(tensors, facts["people"], outputs, support.identities)
     strength = Strength(*(facts["chosen"][name] for name in Strength._fields))
-    change = head_edit(tensors["covariance"], keys, gaps, n_forget, strength)
+    change = head_edit(protected_directions(tensors, strength), keys, gaps, n_forget, strength)
     return tensors["back"] @ change if "back" in tensors else change
 
 # %% ../../../nbs/methods/key_edit/05_method.ipynb #1809d61c

@@ -15,6 +15,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 from torch import Tensor
 
+from .posterior import expected_keys
 from .statistics import FeatureStatistics, LayerOutputs
 
 # %% ../../../nbs/methods/key_edit/03_records.ipynb #78fb43ce
@@ -94,6 +95,7 @@ def _key_from_images(
     tensors: dict[str, Tensor], features: Tensor, targets: Tensor, gap: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     "Keys and gaps from one person's support images; the stored gap is used if there is one"
+    features = expected_keys(tensors, features)
     scale = len(features) ** .5  # several images of one person count as one
     if gap is None: gaps = (targets - tensors["prior"]) * tensors["gap"]
     else: gaps = gap.expand(len(features), -1)

@@ -150,24 +150,24 @@ def nonmember_score(
 # %% ../../../nbs/methods/key_edit/04_strength.ipynb #e29db8ac
 def try_strengths(
     simulations: Sequence[SimulatedEdit],
-    covariance: Tensor,            # Of the artifact
+    covariance: Callable[[Strength], Tensor],  # What an edit protects, see `protected_directions`
     n_forget: int,                 # n of the edit
     nonmembers: float,             # As from `nonmember_score`; NaN: forget's own score
-    strengths: Iterable[Strength],  # Ordered by ridge
+    strengths: Iterable[Strength],  # Ordered by ridge and weight
 ) -> list[dict[str, float]]:
     "Strength with mean simulated ToW, points lost by rest and val, and gap, one row per strength"
     befores = [simulation.scores(None) for simulation in simulations]
     targets = [dict(before, forget=before["forget"] if math.isnan(nonmembers) else nonmembers)
                for before in befores]
     rows: list[dict[str, float]] = []
-    last_ridge, whitened = None, list[Tensor]()
+    last, whitened, protected = None, list[Tensor](), Tensor()
     for strength in strengths:
-        if strength.ridge != last_ridge:
-            whitened = [whiten_keys(covariance, s.keys, strength.ridge) for s in simulations]
-            last_ridge = strength.ridge
+        if strength[:2] != last:
+            protected, last = covariance(strength), strength[:2]
+            whitened = [whiten_keys(protected, s.keys, strength.ridge) for s in simulations]
         results = []
         for s, before, target, own in zip(simulations, befores, targets, whitened, strict=True):
-            change = head_edit(covariance, s.keys, s.gaps, n_forget, strength, own)
+            change = head_edit(protected, s.keys, s.gaps, n_forget, strength, own)
             results.append(evaluate_edit(s, change, before, target))
         means = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
         rows.append({**strength._asdict(), **means})
