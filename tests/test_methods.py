@@ -21,7 +21,8 @@ NAMES = [name for name in METHODS if name not in RETRAINED]
 
 def quick(name):
     "A method with settings of seconds"
-    fast = dict(key_edit=dict(n_forget=3), metaunlearn=dict(epochs=1, n_forget=3, hidden=16), jit=dict(copies=2))
+    edit = dict(n_forget=3)
+    fast = dict(key_edit=edit, photo_edit=edit, metaunlearn=dict(epochs=1, n_forget=3, hidden=16), jit=dict(copies=2))
     return find_method(name)(**fast.get(name, {}))
 
 

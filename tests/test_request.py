@@ -220,13 +220,13 @@ def data(company):
 
 FEW = dict(
     metaunlearn=dict(n_forget=3, epochs=1, simulations=1, strengths=(0.0, 1.0)),
-    key_edit=dict(n_forget=3),
+    key_edit=dict(n_forget=3), photo_edit=dict(n_forget=3, simulations=1),
     pgu=dict(lr=1e-3),
 )
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in method_names() if find_method(name).data_access == "statistics"]
+    "name", [name for name in method_names() if find_method(name).makes_artifact()]
 )
 def test_every_method_with_an_artifact(desk, data, name):
     "Prepared, stored and used; no file that is written contains the name or the photo's digest"
