@@ -1,4 +1,5 @@
 """The meta-gradient in several processes, and what meta-training feeds to it."""
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -21,19 +22,22 @@ from one_shui.experiments.run import rescore, run
 from one_shui.methods.contract import Artifact
 from one_shui.methods.harness import Prepared, apply_method
 from one_shui.methods.metaunlearn import meta_training
-from one_shui.methods.metaunlearn.loss import MetaLoss, Support
+from one_shui.methods.metaunlearn.loss import MetaLoss, Support, norm
 from one_shui.methods.metaunlearn.meta_gradient import meta_gradient
 from one_shui.methods.metaunlearn.objective import Objective
 from one_shui.methods.metaunlearn.meta_gradient import meta_gradient_by_double_backward
 from one_shui.methods.metaunlearn.meta_training import meta_problem, new_state, run_meta_training, save_state, validate
 from one_shui.methods.metaunlearn.method import MetaUnlearn
 from one_shui.methods.metaunlearn.objective import val_weighted_losses
+from one_shui.methods.metaunlearn.oracle import OutputJacobian, nearest_signal, objective_of, oracle_step, outer_batches, retain_batches
 from one_shui.methods.metaunlearn.simulated_requests import ShuffledVal
 from one_shui.models.networks import ModelSpec, create_model
 from one_shui.data.task import Task
 from one_shui.scale.engines import Engine
 from one_shui.scale.grid import GRIDS, Grid
 from one_shui.scale.run_grid import run_grid
+from one_shui.training.fit import fit
+from one_shui.training.recipes import RECIPES
 
 ATTRIBUTES = Task("multi-label", ("a", "b", "c"))
 AGES = Task("multi-class", ("young", "old", "older"))
@@ -303,3 +307,29 @@ def test_the_published_form_is_the_last_loss_at_full_strength():
     for patience in (None, 1):
         facts = quick(held_out=0., epochs=3, patience=patience).prepare(model, train, val).facts
         assert facts["chosen"] == dict(round=3, strength=1.) and facts["n_meta_train"] == len(set(train.identities))
+
+
+@pytest.mark.parametrize("with_retain", [False, True])
+def test_the_oracle_does_better_than_the_learned_loss(with_retain):
+    "One step on the same support images, on a network that has learned its training images"
+    faces = toy_faces(n_people=30, n_photos=6, size=32)
+    splits = make_splits(faces, n_forget=3)
+    rows = splits.train, splits.val, splits.request.support, splits.request.forget, splits.request.retain
+    train, val, support, forget, retain = (face_set(faces, faces.images, part) for part in rows)
+    model = create_model(ModelSpec("small_cnn", faces.task.n_outputs, 32, options=dict(width=8)))
+    fit(model, train, val, replace(RECIPES["toy"], epochs=25))
+    before = {name: p.clone() for name, p in model.eval().state_dict().items()}
+    outer = outer_batches(model, forget, val)
+    method = quick(held_out=0., epochs=3, lr=1e-3, eta=.003)
+    learned = apply_method(method, model, method.prepare(model, train, val), support)[0]
+    oracle, history = oracle_step(model, support, forget, val, retain if with_retain else None, iterations=15, lengths=(.01, .03))
+    reached = objective_of(oracle, outer)
+    assert history[0] == pytest.approx(objective_of(model, outer), rel=1e-4) and min(history) < history[0]
+    assert reached < objective_of(learned, outer) and reached < objective_of(model, outer)
+    total = reached + (objective_of(oracle, retain_batches(model, retain, outer)) if with_retain else 0.)
+    assert total == pytest.approx(min(history), rel=1e-3)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items()), "the original is not changed"
+    jacobian = OutputJacobian(model, support)  # the change is Jᵀc for some c
+    change = tuple(oracle.get_parameter(name).detach() - p for name, p in jacobian.parameters.items())
+    missed = [a - b for a, b in zip(change, jacobian.transposed(nearest_signal(jacobian, change, 150)), strict=True)]
+    assert norm(change) > 0 and norm(missed) < .02 * norm(change)
