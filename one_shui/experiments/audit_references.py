@@ -100,7 +100,7 @@ def unlearn_reference(
     network, trained_on = reference
     if name in REFERENCE_LINES or unlearned_references == "none": return network
     method = replace(make_method(config, name), seed=seed)
-    if hasattr(method, "requests"): method = replace(method, requests=min(method.requests, 2))
+    if hasattr(method, "requests"): method.requests = min(method.requests, 2)
     if method.data_access == "full" and unlearned_references == "limited": return network
     with warnings.catch_warnings():
         # methods warn that they were not prepared for the forget identities, as intended here

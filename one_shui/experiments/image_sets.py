@@ -8,6 +8,7 @@ __all__ = ['ImageSets', 'read_dataset', 'decode_images', 'load_or_make_splits', 
 # %% ../../nbs/experiments/01_image_sets.ipynb #66385387
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,8 @@ def load_image_sets(
     if config.clean: faces = _without_duplicates(faces, folder, progress)
     faces, decoded = decode_images(config, faces, progress)
     splits = load_or_make_splits(config, faces, file)
-    request = splits.request
-    parts = (splits.train, splits.val, splits.test,
-             request.support, request.forget, request.retain)
-    reserved = face_set(faces, decoded, splits.reserved) if len(splits.reserved) else None
-    return ImageSets(faces, splits, *(face_set(faces, decoded, rows) for rows in parts), reserved)
+    part, request = partial(face_set, faces, decoded), splits.request
+    reserved = part(splits.reserved) if len(splits.reserved) else None
+    return ImageSets(
+        faces, splits, part(splits.train), part(splits.val), part(splits.test),
+        part(request.support), part(request.forget), part(request.retain), reserved)

@@ -264,10 +264,12 @@ def _final_scores(
     "Rows of the finalists on the other requests"
     settings, rows = search.settings, list[dict]()
     numbers = range(min(settings.first_requests, settings.requests), settings.requests)
-    groups = finalists[finalists["strength"] > 0].groupby("setting")["strength"]
-    for k, strengths in tqdm(groups, desc="finalists", disable=not settings.progress):
-        compute = lambda: search.rows(int(k), numbers, tuple(strengths))  # noqa: B023, E731
-        rows += finished.get(f"{k} {sorted(strengths)}", compute)
+    changed = finalists[finalists["strength"] > 0]
+    numbered = sorted(changed["setting"].astype(int).unique().tolist())
+    for k in tqdm(numbered, desc="finalists", disable=not settings.progress):
+        strengths = tuple(sorted(changed.loc[changed["setting"] == k, "strength"].astype(float)))
+        compute = lambda: search.rows(k, numbers, strengths)  # noqa: B023, E731
+        rows += finished.get(f"{k} {strengths}", compute)
     return rows
 
 # %% ../../nbs/methods/08_tuned.ipynb #b05d6c0f
@@ -289,9 +291,10 @@ def choose(
         if settings.requests > settings.first_requests: tried = pd.concat([tried, final])
     else: final = finalists  # no update alone
     best = best_candidates(final, settings.max_score_drop).iloc[0]
-    chosen = dict(settings=search.values[int(best["setting"])], strength=float(best["strength"]),
+    setting, strength = int(best["setting"]), float(best["strength"])
+    chosen = dict(settings=search.values[setting], strength=strength,
                   simulated_gain=float(best["gain"]), lost=float(best["lost"]))
-    made = search.artifact(int(best["setting"])) if chosen["strength"] > 0 else Artifact()
+    made = search.artifact(setting) if strength > 0 else Artifact()
     if settings.checkpoint: settings.checkpoint.unlink(missing_ok=True)
     return _artifact(made, chosen, json.loads(tried.to_json(orient="records")))
 
