@@ -109,7 +109,7 @@ def demo_command(
 ):
     "Unlearn 20 people of a drawn dataset; takes one or two minutes on a laptop."
     from one_shui.experiments.config import Config
-    methods = "original", "retrain", "gradient_ascent", "metaunlearn", "key_edit"
+    methods = "original", "retrain", "gradient_ascent", "metaunlearn", "photo_edit", "key_edit"
     _run(Config(seed=seed, methods=methods, toy=dict(n_people=200, n_photos=12)), out)
 
 # %% ../../nbs/cli/02_run.ipynb #06752f36
