@@ -47,14 +47,14 @@ def search_of(file: Path) -> pd.DataFrame:
 
 ATTACKS = {metric for metric in METRICS if metric.startswith(("RMIA", "update attack", "linkage", "support image", "sibling"))}
 SIZES = {"mAP", "accuracy", "ToW", "over_forgot", "loss attack AUC", *REPORTED, *ATTACKS}
-TABLES = {"rows": METRICS, "ablation": METRICS, "tuned": METRICS | {"threshold AUC"}, "sizes": SIZES}
+TABLES = {"rows": METRICS, "ablation": METRICS, "reserved": METRICS | {"threshold AUC"}, "sizes": SIZES}
 
 
 def table_of(folder: Path) -> str:
-    "Which of `TABLES` a folder's rows go into: variants of one method and requests of several sizes have tables of their own"
+    "Which of `TABLES` a folder belongs to: variants of a method, reserved images and several request sizes have their own"
     grid = json.loads(file.read_text()) if (file := folder / "grid.json").exists() else {}
     if grid.get("name") == "key-edit-ablation": return "ablation"
-    if any(method.endswith("-tuned") for method in grid.get("methods", [])): return "tuned"
+    if grid.get("config", {}).get("reserve"): return "reserved"
     return "sizes" if len(grid.get("over", {}).get("n_forget", [])) > 1 else "rows"
 
 
@@ -73,7 +73,7 @@ def joined(file: Path, new: pd.DataFrame, key: list[str]) -> pd.DataFrame:
 
 
 def main() -> None:
-    "Write rows.csv, ablation.csv, tuned.csv and sizes.csv where something was measured, and tune.csv where something was searched"
+    "Write rows.csv, ablation.csv, reserved.csv and sizes.csv where something was measured, and tune.csv where something was searched"
     given = [word for word in sys.argv[1:] if word != "--add"]
     if not given: sys.exit(__doc__)
     folders, add = [Path(folder) for folder in given], len(given) < len(sys.argv) - 1
