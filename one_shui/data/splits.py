@@ -29,7 +29,7 @@ class Splits:
     request: Request   # Forget identities, with their support, forget and retain images
     seed: int          # The seed that the people were shuffled with
     fingerprint: str   # Of the table that the row numbers belong to
-    reserved: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.int64))  # See below
+    reserved: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.int64))  # Outside training
 
     @property
     def digest(self) -> str:

@@ -23,6 +23,7 @@ from .image_sets import ImageSets
 from .method_setup import make_method
 from ..methods.harness import apply_method, prepare_method
 from ..methods.registry import REFERENCE_LINES
+from ..methods.tuned import Tuned
 from ..models.files import load_model, save_model, task_facts
 from ..models.networks import ModelSpec, create_model
 from ..training.fit import fit
@@ -100,7 +101,7 @@ def unlearn_reference(
     network, trained_on = reference
     if name in REFERENCE_LINES or unlearned_references == "none": return network
     method = replace(make_method(config, name), seed=seed)
-    if hasattr(method, "requests"): method.requests = min(method.requests, 2)
+    if isinstance(method, Tuned): method.requests = min(method.requests, 2)
     if method.data_access == "full" and unlearned_references == "limited": return network
     with warnings.catch_warnings():
         # methods warn that they were not prepared for the forget identities, as intended here
