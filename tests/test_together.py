@@ -87,13 +87,15 @@ def by_one_process(tmp_path_factory):
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_whole_run(by_one_process, tmp_path, launcher):
     if launcher == "accelerate": pytest.importorskip("accelerate")
-    words = [sys.executable, *LAUNCHERS[launcher], *RUN, "--out", str(tmp_path / "two")]
+    command = RUN if launcher == "torchrun" else [word.removesuffix(",retrain,metaunlearn") for word in RUN]
+    words = [sys.executable, *LAUNCHERS[launcher], *command, "--out", str(tmp_path / "two")]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
     assert done.stdout.count("report:") == 1
     folders = dict(one=by_one_process, two=tmp_path / "two")
     one, two = (pd.read_csv(folder / "results.csv").set_index(["method", "split", "metric"])["value"] for folder in folders.values())
+    if launcher != "torchrun": one = one.loc[["original"]]  # the other launcher starts the same processes
     scores = one.index.get_level_values("metric") == "mAP"
-    assert scores.sum() == 12
+    assert scores.sum() == (12 if launcher == "torchrun" else 4)
     assert (one[scores] - two.reindex(one.index)[scores]).abs().max() < .5
     names = [{file.name for file in folder.iterdir()} for folder in folders.values()]
-    assert names[0] == names[1]
+    assert names[1] <= names[0] and (launcher != "torchrun" or names[0] == names[1])

@@ -37,7 +37,21 @@ class PrepareOptions:
     model_spec: str | None
     settings: list[str] | None
     held_out: str | None
+    tickets: str | None
+    key: str | None
     seed: int
+
+# %% ../../nbs/cli/03_requests.ipynb #bf200fa3
+def _check_tickets(options: PrepareOptions, makes_tickets: bool) -> None:
+    "Raise `BadInput` when a folder for tickets is missing, is in use, or is of no use"
+    from one_shui.requests.receipts import read_key
+    from one_shui.requests.tickets import check_tickets_folder
+    if makes_tickets and not options.tickets:
+        raise BadInput(f"{options.method} makes one ticket per person: name a folder (--tickets FOLDER)")
+    if options.tickets and not makes_tickets:
+        raise BadInput(f"{options.method} makes no tickets; leave out --tickets, or use ticket_edit")
+    if options.tickets: check_tickets_folder(options.tickets)
+    if options.key is not None: read_key(options.key)
 
 # %% ../../nbs/cli/03_requests.ipynb #7794159c
 def _check_prepare(options: PrepareOptions) -> None:
@@ -59,6 +73,7 @@ def _check_prepare(options: PrepareOptions) -> None:
     if not kind.makes_artifact():
         fix = f"one-shui forget --method {options.method}"
         raise BadInput(f"{options.method} needs no artifact: {fix}")
+    _check_tickets(options, kind.data_access == "ticket")
 
 # %% ../../nbs/cli/03_requests.ipynb #dcd8c5ee
 def _ready_unlearner(options: PrepareOptions, opened: Any, settings: dict) -> Any:
@@ -87,6 +102,8 @@ def _prepare(options: PrepareOptions) -> None:
     from one_shui.requests.measure import copy_labelled_images
     from one_shui.requests.settings import blame_settings, check_settings
     from one_shui.requests.artifact import prepare_artifact
+    from one_shui.requests.receipts import read_key
+    from one_shui.requests.tickets import write_tickets_of_people
     _check_prepare(options)
     settings = read_own_settings(options.method, options.settings)
     settings = check_settings(find_method(options.method), settings, "--set")
@@ -97,8 +114,13 @@ def _prepare(options: PrepareOptions) -> None:
     images = cached_images(faces, opened.size, crop=options.crop, progress=progress)
     unlearner = _ready_unlearner(options, opened, settings)
     train, val = (face_set(faces, images, rows) for rows in (split.train, split.val))
+    reserved = face_set(faces, images, split.reserved) if len(split.reserved) else None
     with blame_settings(options.method, settings):
-        artifact = prepare_artifact(opened, train, val, unlearner, options.n_forget, options.crop)
+        artifact = prepare_artifact(opened, train, val, unlearner, options.n_forget, options.crop, reserved)
+    if options.tickets:
+        key = None if options.key is None else read_key(options.key)
+        typer.echo(f"tickets: {write_tickets_of_people(artifact, options.tickets, key)}; send each file to "
+                   "its person, then delete the folder")
     artifact.save(options.out)
     typer.echo("\n".join(artifact_summary(artifact)) + f"\n\nartifact: {options.out}")
     if options.held_out:
@@ -108,7 +130,9 @@ def _prepare(options: PrepareOptions) -> None:
 # %% ../../nbs/cli/03_requests.ipynb #139cda91
 @commands.command(name="prepare", epilog=examples(
     "prepare --model runs/faces/original.safetensors --dataset celeba --root DATA "
-    "--splits runs/faces/splits.json --method key_edit --out artifact.safetensors"))
+    "--splits runs/faces/splits.json --method photo_edit --out artifact.safetensors",
+    "prepare --model runs/faces/original.safetensors --dataset celeba --root DATA "
+    "--splits runs/faces/splits.json --method ticket_edit --tickets tickets --key key --out artifact.safetensors"))
 def prepare_command(
     model: Annotated[str, typer.Option(help="Model in production, .safetensors.")],
     dataset: Dataset,
@@ -125,6 +149,9 @@ def prepare_command(
     settings: Settings = None,
     held_out: Annotated[Optional[str], typer.Option(
         help="Copy the validation images to this folder, for forget --check.")] = None,
+    tickets: Annotated[Optional[str], typer.Option(
+        help="New folder for one ticket per person, for ticket_edit.")] = None,
+    key: Annotated[Optional[str], typer.Option(help="File with the key that signs tickets.")] = None,
     seed: Seed = 0,
 ):
     "Compute the statistics that unlearning needs, while training data exist; simulate a request."
@@ -142,6 +169,7 @@ class ForgetOptions:
     identity: str | None
     labels: str | None
     requests: str | None
+    ticket: list[str] | None
     check: str | None
     key: str | None
     ledger: str | None
@@ -202,7 +230,8 @@ def _forget(options: ForgetOptions) -> None:
     model = open_any(options.model, options.model_spec)
     detector = opencv_faces if options.find_face else None
     result = process_request(model, people, options.out, options.artifact, options.method,
-                             settings, how, key, options.check, detector, options.ledger)
+                             settings, how, key, options.check, detector, options.ledger,
+                             tuple(options.ticket or ()))
     if result.again: return typer.echo(result.receipt["proves"][0])
     _print_receipt(result.receipt, options)
 
@@ -227,9 +256,12 @@ def forget_command(
         help="Labels of the photos, separated by commas; default: predictions of the model.")] = None,
     requests: Annotated[Optional[str], typer.Option(
         help="Many people: a CSV with photo, identity and optional labels, or a folder of folders.")] = None,
+    ticket: Annotated[Optional[list[str]], typer.Option(
+        help="Ticket of a person, or a folder with tickets, from prepare --tickets; repeatable.")] = None,
     check: Annotated[Optional[str], typer.Option(
         help="Folder with labels.csv: labelled images to measure with.")] = None,
-    key: Annotated[Optional[str], typer.Option(help="File with the key that signs the receipt.")] = None,
+    key: Annotated[Optional[str], typer.Option(
+        help="File with the key that signs the receipt and that signed the tickets.")] = None,
     ledger: Annotated[Optional[str], typer.Option(
         help="Ledger file; default: next to the first model.")] = None,
     find_face: Annotated[bool, typer.Option(

@@ -8,7 +8,7 @@ __all__ = ['prepare_once', 'unlearn', 'apply_and_save', 'stored_predictions', 'R
 
 # %% ../../nbs/experiments/06_run.ipynb #f208dbdf
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -31,10 +31,16 @@ from .rows import COLUMNS, add_tow, method_rows, predict_splits, read_results
 from ..methods.contract import Artifact, Unlearner
 from ..methods.harness import Prepared, apply_method, prepare_method
 from ..methods.registry import RETRAINED, find_method
+from ..methods.tickets import read_tickets, write_tickets
 from ..models.files import load_model, save_model, task_facts, weights_digest
 from ..models.networks import ModelSpec
 
 # %% ../../nbs/experiments/06_run.ipynb #2fae3441
+def _tickets_file(artifact: Path) -> Path:
+    "Where the tickets of an artifact are stored"
+    return artifact.with_suffix(".tickets.safetensors")
+
+
 def prepare_once(
     method: Unlearner,
     file: Path,           # Its artifact
@@ -49,6 +55,7 @@ def prepare_once(
     people = len(set(images.train.identities))
     origin = dict(dataset=images.faces.name, images=len(images.train), people_seen=people)
     prepared.artifact.facts.update(cost=asdict(prepared.cost), prepared_on=origin)
+    if prepared.artifact.tickets: write_tickets(_tickets_file(file), prepared.artifact.tickets)
     prepared.artifact.save(file)
     return prepared
 
@@ -58,6 +65,8 @@ def _stored_artifact(file: Path, original: nn.Module) -> Prepared | None:
     if not file.exists(): return None
     artifact = Artifact.load(file)
     if artifact.facts.get("weights") != weights_digest(original.state_dict()): return None
+    beside = _tickets_file(file)
+    if beside.exists(): artifact = replace(artifact, tickets=read_tickets(beside)[0])
     return Prepared(artifact, Cost(**new_keys(artifact.facts["cost"])))
 
 # %% ../../nbs/experiments/06_run.ipynb #825095f7

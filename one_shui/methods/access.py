@@ -87,14 +87,16 @@ def measure_access(
     declared = method.access
     if not method.makes_artifact(): return AccessReport(method.name, declared, declared)
     parts = [train, _every_second_person(train)]
-    artifacts = [written_and_read(prepare_method(method, model, part, val).artifact) for part in parts]
+    prepared = [prepare_method(method, model, part, val).artifact for part in parts]
+    artifacts, n_tickets = [written_and_read(artifact) for artifact in prepared], len(prepared[0].tickets)
     people = len(set(parts[0].identities)), len(set(parts[1].identities))
     grown, names = _growth([_sizes(a) for a in artifacts]), _names(artifacts[0], train.identities)
     per_entry = min([(people[0] - people[1]) / abs(a - b) for a, b in grown.values()], default=float("inf"))
     reasons = [f"{place} has {a} entries with {people[0]} people and {b} with {people[1]}"
                for place, (a, b) in grown.items()]
     if names: reasons.append(f"the artifact holds {len(names)} names of training people in clear")
-    lightest: DataAccess = "statistics" if artifacts[0].tensors else "support"
+    if n_tickets: reasons.append(f"{n_tickets} people keep a ticket each")
+    lightest: DataAccess = "ticket" if n_tickets else "statistics" if artifacts[0].tensors else "support"
     measured: DataAccess = "record" if names or per_entry < 2 else "grouped" if grown else lightest
     sizes = artifacts[0].n_bytes, artifacts[1].n_bytes
     return AccessReport(method.name, declared, measured, people, sizes, per_entry, tuple(reasons))

@@ -25,6 +25,7 @@ class Artifact:
     "The result of a preparation: all that a method keeps of the training data"
     tensors: dict[str, Tensor] = field(default_factory=dict)  # E.g. a learned loss, importances
     facts: dict = field(default_factory=dict)                 # Values that JSON can hold
+    tickets: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # By identity; not in the file
 
     @property
     def n_bytes(self) -> int:
@@ -47,7 +48,7 @@ class Artifact:
         return cls(tensors, new_keys(facts))
 
 # %% ../../nbs/methods/00_contract.ipynb #7112c833
-DataAccess = Literal["support", "statistics", "grouped", "record", "full"]
+DataAccess = Literal["support", "statistics", "grouped", "ticket", "record", "full"]
 ACCESS_CLASSES: tuple[DataAccess, ...] = get_args(DataAccess)  # From light to heavy
 
 # %% ../../nbs/methods/00_contract.ipynb #e9a8040a
@@ -58,6 +59,7 @@ class UnlearnData:
     forget: FaceSet | None = None   # Their train images; full access only
     retain: FaceSet | None = None   # Train images of all others; full access only
     val: FaceSet | None = None      # Validation images; full access only
+    tickets: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # Of the request's people
 
 # %% ../../nbs/methods/00_contract.ipynb #fba83d72
 class MethodDeclaration:

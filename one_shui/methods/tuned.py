@@ -11,7 +11,7 @@ import copy
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from ..core.files import write_text
 from ..data.face_set import FaceSet
 from ..evaluation.simulation import ProxyToW, SimulatedRequest, simulate_requests
 from .contract import Artifact, DataAccess, UnlearnData, Unlearner, settings_of
-from .harness import seeded
+from .harness import own_tickets, seeded
 from .registry import TUNED
 
 # %% ../../nbs/methods/08_tuned.ipynb #97ed1065
@@ -138,10 +138,9 @@ def _unlearn(
     val: FaceSet,
 ) -> nn.Module:
     "The network after a simulated request, with the images that the method declares"
-    more = (request.forget, request.retain, val) if method.data_access == "full" else ()
-    with seeded(method.seed):
-        network = method.unlearn(copy.deepcopy(model).eval(), artifact,
-                                 UnlearnData(request.support, *more))
+    data = UnlearnData(request.support, tickets=own_tickets(artifact, request.support))
+    if method.data_access == "full": data = replace(data, forget=request.forget, retain=request.retain, val=val)
+    with seeded(method.seed): network = method.unlearn(copy.deepcopy(model).eval(), artifact, data)
     return network.eval()
 
 # %% ../../nbs/methods/08_tuned.ipynb #8807f3dd
@@ -308,4 +307,4 @@ def _artifact(
     report = {"chosen strength": chosen["strength"]}
     if "simulated_gain" in chosen: report["simulated gain"] = chosen["simulated_gain"]
     facts = dict(inner=made.facts, chosen=chosen, tried=tried, report=report)
-    return Artifact(made.tensors, facts)
+    return Artifact(made.tensors, facts, made.tickets)

@@ -9,7 +9,7 @@ __all__ = ['identity_code', 'restore_identities', 'artifact_seal', 'draw_simulat
 # %% ../../nbs/requests/02_artifact.ipynb #a4cb07f4
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def restore_identities(
     weights = artifact.facts["weights"]
     identity_of = {identity_code(identity, weights): identity for identity in identities}
     people = [identity_of.get(code, code) for code in artifact.facts["people"]]
-    return Artifact(artifact.tensors, dict(artifact.facts, people=people))
+    return replace(artifact, facts=dict(artifact.facts, people=people))
 
 # %% ../../nbs/requests/02_artifact.ipynb #36679ffe
 def artifact_seal(
@@ -120,6 +120,7 @@ def prepare_artifact(
     method: Unlearner,  # With its settings
     people: int = 1,    # Forget identities of the simulated request
     crop: float = 1.,   # Share of an image's side that was used in training
+    reserved: FaceSet | None = None,  # Images outside train, for methods that read them
 ) -> Artifact:
     "Prepare a method for a model and measure one simulated request; raises `BadInput`"
     if method.data_access == "full":
@@ -128,14 +129,14 @@ def prepare_artifact(
     check_settings(type(method), settings_of(method), f"the settings of {method.name}")
     check_crop(crop, "the crop")
     request = draw_simulated_request(method, train, people)
-    artifact = prepare_method(method, model.network, train, val).artifact
+    artifact = prepare_method(method, model.network, train, val, reserved).artifact
     unlearned, _ = apply_method(method, model.network, artifact, request.support)
     simulated = measure_simulation(model.network, unlearned, request, val)
     facts = {**artifact.facts, **_artifact_facts(model, method, train, crop, simulated)}
     if "people" in artifact.facts:
         facts["people"] = [identity_code(p, model.weights) for p in artifact.facts["people"]]
-    unsealed = Artifact(artifact.tensors, json_values(facts))
-    return Artifact(unsealed.tensors, dict(unsealed.facts, seal=artifact_seal(unsealed)))
+    unsealed = replace(artifact, facts=json_values(facts))
+    return replace(unsealed, facts=dict(unsealed.facts, seal=artifact_seal(unsealed)))
 
 # %% ../../nbs/requests/02_artifact.ipynb #32509cc1
 def artifact_summary(

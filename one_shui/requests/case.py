@@ -9,7 +9,8 @@ __all__ = ['DEFAULT_TOLERANCE', 'DEFAULT_OPTIONS', 'Options', 'choose_method', '
 # %% ../../nbs/requests/09_case.ipynb #4bccb945
 import hashlib
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .model import Model
 from .photos import Detector
 from .settings import check_settings
 from .support import support_set
+from .tickets import read_tickets_of_request, ticket_files
 
 # %% ../../nbs/requests/09_case.ipynb #4745f090
 DEFAULT_TOLERANCE = 5.  # Points that the score of others may fall
@@ -82,6 +84,7 @@ def request_id(
     artifact_digest: str,         # Of the artifact's file; empty: none
     method: Unlearner,
     crop_to_face: bool = False,   # Photos are cropped by a detector
+    tickets: Iterable[Path] = (),  # Files of tickets
 ) -> str:                         # 32 hex digits
     "An id that is equal for equal requests"
     labels = {request.identity: None if request.labels is None else sorted(set(request.labels))
@@ -95,6 +98,9 @@ def request_id(
                  method=method_facts)
     if crop_to_face:
         facts["cut"] = "to the face"
+    digests = sorted(file_digest(file) for file in tickets)
+    if digests:
+        facts["tickets"] = digests
     return hashlib.sha256(canonical(facts)).hexdigest()[:32]
 
 # %% ../../nbs/requests/09_case.ipynb #40213c1f
@@ -131,6 +137,8 @@ class RequestInputs:
     settings: dict = field(default_factory=dict)  # Its settings, without an artifact
     check: str | Path | None = None          # Labelled images, see `check_images`
     detector: Detector | None = None         # See `read_photo`
+    tickets: tuple[str | Path, ...] = ()     # Files or folders of tickets, see `ticket_files`
+    key: bytes | None = field(default=None, repr=False)  # Checks the signatures of tickets
 
 # %% ../../nbs/requests/09_case.ipynb #def83ec2
 def _check_origin(artifact: Artifact | None, file: str | Path | None, model: Model) -> None:
@@ -138,6 +146,25 @@ def _check_origin(artifact: Artifact | None, file: str | Path | None, model: Mod
     if artifact is not None and artifact.facts["weights"] != model.origin:
         raise BadInput(f"{file} was prepared for other weights ({artifact.facts['weights']}, "
                        f"the model has {model.origin})")
+
+# %% ../../nbs/requests/09_case.ipynb #0f78835c
+def _with_tickets(
+    artifact: Artifact | None, method: Unlearner, identities: set[str], files: list[Path],
+    key: bytes | None,
+) -> tuple[Artifact | None, list[str]]:
+    "The artifact with the tickets of a request, and notes about them; raises `BadInput`"
+    if artifact is None or method.access != "ticket":
+        if files:
+            raise BadInput(f"{method.name} uses no tickets; leave out --ticket")
+        return artifact, []
+    tickets = read_tickets_of_request(files, sorted(identities), artifact, key)
+    notes, missing = [], len(identities) - len(tickets)
+    if missing:
+        notes.append(f"{missing} of {len(identities)} identities came without a ticket; for them "
+                     "only the photos are used, which forgets less")
+    if tickets and key is None:
+        notes.append("the signatures of the tickets were not checked (--key)")
+    return replace(artifact, tickets=tickets), notes
 
 # %% ../../nbs/requests/09_case.ipynb #75ead38b
 def prepare_request(
@@ -154,10 +181,13 @@ def prepare_request(
     artifact = None if file is None else read_artifact(file)
     method = choose_method(artifact, inputs.method, inputs.settings, seed)
     _check_origin(artifact, file, model)
+    files = ticket_files(inputs.tickets)
+    artifact, ticket_notes = _with_tickets(artifact, method, identities, files, inputs.key)
     digest = "" if file is None else file_digest(file)
     crop = 1. if artifact is None else artifact.facts["crop"]
     support, notes = support_set(model, requests, crop, inputs.detector)
+    notes = [*notes, *ticket_notes]
     check = inputs.check
     labelled = None if check is None else check_images(check, model, identities, crop)
-    id_ = request_id(model, requests, digest, method, inputs.detector is not None)
+    id_ = request_id(model, requests, digest, method, inputs.detector is not None, files)
     return PreparedRequest(model, requests, method, artifact, digest, support, labelled, notes, id_)

@@ -248,12 +248,13 @@ def process_request(
     check: str | Path | None = None,  # Labelled images to measure with, see `check_images`
     detector: Detector | None = None,  # Finds the face in a photo, see `read_photo`
     ledger_file: str | Path | None = None,  # None: see `default_ledger`
+    tickets: tuple[str | Path, ...] = (),   # Files or folders of tickets, see `ticket_files`
 ) -> RequestResult:
     "Forget the people of a request; raises `BadInput` before anything is written"
     ledger_path = Path(ledger_file or default_ledger(model)).resolve()
     files = OutputFiles(Path(out), ledger_path)
     _check_outputs(files, model)
-    inputs = RequestInputs(artifact_file, method, settings or {}, check, detector)
+    inputs = RequestInputs(artifact_file, method, settings or {}, check, detector, tickets, key)
     prepared = prepare_request(model, requests, inputs, options.seed)
     dry_run = options.dry_run
     with nullcontext(Ledger.read(ledger_path)) if dry_run else open_ledger(ledger_path) as ledger:
