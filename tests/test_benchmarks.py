@@ -6,6 +6,9 @@ import pandas as pd
 import pytest
 from processes import run_script
 
+from one_shui.experiments.config import Config
+from one_shui.experiments.run import run as run_config
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -16,7 +19,7 @@ def run(name: str, *arguments) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["loaders", "meta_gradient", "rmia", "scaling"])
+@pytest.mark.parametrize("name", ["key_oracle", "loaders", "meta_gradient", "rmia", "scaling"])
 def test_help_shows_an_example(name):
     assert f"python benchmarks/{name}.py" in " ".join(run(name, "--help").split())
 
@@ -48,3 +51,12 @@ def test_scaling(tmp_path):
     assert "no growth is fitted" in run("scaling", "--out", file, *arguments)
     rows = pd.read_csv(file)
     assert set(rows["people"]) == {60} and (rows["seconds"] > 0).all()
+
+
+def test_key_oracle(tmp_path):
+    run_config(Config.tiny(methods=("original", "retrain"), settings={}, metrics=("score",)), tmp_path / "run", log=lambda _: None)
+    file, tables = tmp_path / "keys.csv", []
+    for _ in range(2):
+        assert "mean of training images" in run("key_oracle", tmp_path / "run", "--out", file)
+        tables.append(pd.read_csv(file))
+    assert len(tables[0]) == len(tables[1]) == 7 and (tables[1]["gain"] >= 0).all()
