@@ -94,8 +94,7 @@ def test_killed_again_and_again(whole, tmp_path, clean_process):
 
 
 def vanishing(root, job, threads, command, *needed):
-    "A worker that is killed by one method every time, and in the middle of the first attempt to retrain"
-    if job.step.kind == "unlearn" and job.method == "gradient_ascent": os.kill(os.getpid(), signal.SIGKILL)
+    "A worker that is killed in the middle of its first attempt to retrain"
     tried = Path(root) / f"{job.step.address}.tried"
     if job.step.kind == "unlearn" and job.method == "retrain" and not tried.exists():
         tried.touch()
@@ -103,15 +102,27 @@ def vanishing(root, job, threads, command, *needed):
     return attempt(root, job, threads, command, *needed)
 
 
-def test_a_step_whose_worker_vanishes_is_tried_again_and_fails_alone(whole, tmp_path, monkeypatch):
+def hopeless(root, job, threads, command, *needed):
+    "A worker that is killed by one method, every time"
+    if job.step.kind == "unlearn" and job.method == "gradient_ascent": os.kill(os.getpid(), signal.SIGKILL)
+    return attempt(root, job, threads, command, *needed)
+
+
+def test_a_worker_that_vanishes(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "attempt", vanishing)
+    compute(tmp_path, engine="joblib")
+    same(tmp_path, whole)
+    assert len(list(tmp_path.glob("steps/*.tried"))) == 1
+
+
+def test_a_step_that_kills_its_workers_fails_alone(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "attempt", hopeless)
     monkeypatch.setattr(engines, "TRIES", 1)
     _, failed = compute(tmp_path, engine="joblib")
     assert failed["method"].tolist() == ["gradient_ascent"] * 2
     assert failed["error"].tolist() == ["its worker was killed 2 times; is there enough memory for it?", "needs a step that failed"]
     expected = numbers(whole).query("method != 'gradient_ascent'").reset_index(drop=True)
-    pd.testing.assert_frame_equal(numbers(tmp_path), expected)  # the retrained network among them
-    assert len(list(tmp_path.glob("steps/*.tried"))) == 1
+    pd.testing.assert_frame_equal(numbers(tmp_path), expected)
 
 
 def test_a_full_disk_ends_the_grid_and_loses_nothing(whole, tmp_path, clean_process):
