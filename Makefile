@@ -2,8 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TEST := OMP_NUM_THREADS=1 $(BIN)
-# Python compiles modules when they are first imported, so that installing compiles none that nobody uses
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help venv demo test check prepare lab docs test-site test-cluster fuzz clean
 

@@ -10,8 +10,7 @@ from tempfile import TemporaryDirectory
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["one_shui.requests.forget", "one_shui.requests.own_model", "one_shui.cli.main",
-                                "one_shui.experiments.tables", "one_shui.scale.run_grid", "timm", "hypothesis",
-                                "torch._dynamo"])  # imported by the first optimizer otherwise
+                                "one_shui.experiments.tables", "one_shui.scale.run_grid", "timm", "hypothesis"])
 
 
 def _child(target: Callable, arguments: tuple, files: list[Path], folder: Path | None, environment: dict) -> None:
