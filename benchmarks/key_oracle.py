@@ -1,6 +1,6 @@
 """What a better key would gain on the real request of runs, with the retrained network in sight.
 
-Run `python benchmarks/key_oracle.py runs/0 runs/1 --out keys.csv`; rows of other places in the file stay.
+Run `python benchmarks/key_oracle.py runs/0 runs/1 --out keys.csv`.
 """
 from pathlib import Path
 from typing import Annotated
@@ -26,23 +26,17 @@ def rows_of(folder: Path) -> pd.DataFrame:
     return table.round(3).rename_axis("key").reset_index().assign(**place)[[*PLACE, "key", *table]]
 
 
-def with_rows(file: Path, rows: pd.DataFrame) -> pd.DataFrame:
-    "The rows of a file and new ones, which replace rows of the same place"
-    if not file.exists(): return rows
-    old = pd.read_csv(file)
-    known = pd.MultiIndex.from_frame(old[PLACE]).isin(pd.MultiIndex.from_frame(rows[PLACE]))
-    return pd.concat([old[~known], rows]).sort_values(PLACE, kind="stable")
-
-
 @app.command(epilog=EXAMPLE)
 def main(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs with the methods original and retrain.")],
-    out: Annotated[Path, typer.Option(help="CSV file to write or to extend.")],
+    out: Annotated[Path, typer.Option(help="CSV file to write.")],
 ):
     "The best edit of the last layer for keys that know more and more about a person."
+    tables = []
     for folder in runs:
-        with_rows(out, rows := rows_of(folder)).to_csv(out, index=False)
+        tables.append(rows := rows_of(folder))
         typer.echo(f"{folder}\n{rows.set_index('key')[['gain', 'retain', 'forget', 'test']].round(1).to_string()}")
+        pd.concat(tables).to_csv(out, index=False)
 
 
 if __name__ == "__main__": app()

@@ -19,7 +19,7 @@ from one_shui.methods.key_edit.method import KeyEdit
 from one_shui.methods.key_edit.ticket_edit import TicketEdit
 from one_shui.methods.harness import apply_method, prepare_method
 from one_shui.methods.tickets import write_tickets
-from one_shui.models.files import load_model
+from one_shui.models.files import load_model, weights_digest
 from one_shui.requests.forget import process_request
 from one_shui.requests.letters import ForgetRequest
 from one_shui.requests.model import open_model
@@ -87,17 +87,32 @@ def test_wrong_tickets_are_refused_and_nothing_is_written(company, tmp_path):
     write_tensors(forged, {**tensors, "keys": tensors["keys"] * 1000}, facts)
     write_tensors(foreign, tensors, {**facts, "artifact": "0" * 64})
     for file, reason in ((of_other, "nobody in this request"), (cut, "can't read"), (forged, "is damaged"),
-                         (foreign, "another artifact"), (tmp_path / "none", "no file"), (tmp_path, "nobody|read|another|damaged")):
+                         (foreign, "another artifact"), (tmp_path / "none", "no file"), (tmp_path, "cut.ticket")):
         with pytest.raises(BadInput, match=reason): ask(company, tmp_path, [file])
     assert not list(tmp_path.glob("new*")) and not list(tmp_path.glob("*.jsonl"))
 
 
 def test_a_signed_ticket_cannot_be_made_without_the_key(company, tmp_path):
-    from one_shui.models.files import weights_digest
     tensors, facts = read_tensors(ticket_of(company, 0))
     larger = {**tensors, "keys": tensors["keys"] * 1000}
     write_tensors(file := tmp_path / "f.ticket.safetensors", larger, {**facts, "tensors": weights_digest(larger)})
     with pytest.raises(BadInput, match="signature doesn't fit: the ticket was changed"): ask(company, tmp_path, [file])
+
+
+@pytest.mark.parametrize("change", [
+    dict(keys=torch.ones(2, 3)), dict(gaps=torch.full((8, 17), torch.nan)), dict(gaps=torch.ones(3, 17)), dict(keys=torch.ones(64)),
+    dict(more=torch.ones(1)), dict(keys=None)], ids=["width", "nan", "rank", "vector", "more", "missing"])
+def test_an_unsigned_ticket_that_is_no_record_is_refused(company, tmp_path, change):
+    tensors, facts = read_tensors(ticket_of(company, 0))
+    changed = {name: t for name, t in {**tensors, **change}.items() if t is not None}
+    write_tensors(file := tmp_path / "f.ticket.safetensors", changed, {**facts, "tensors": weights_digest(changed)})
+    with pytest.raises(BadInput, match="needs finite keys"): ask(company, tmp_path, [file], key=False)
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_two_tickets_of_one_person_are_refused(company, tmp_path):
+    shutil.copy(own := ticket_of(company, 0), tmp_path)
+    with pytest.raises(BadInput, match="second ticket of one person"): ask(company, tmp_path, [own, tmp_path / own.name])
 
 
 def test_the_command_needs_a_folder_and_refuses_useless_options(company, tmp_path):

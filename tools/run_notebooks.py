@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "nbs/outputs.json"  # The processor and versions that stored outputs come from
-PRELOAD = ["one_shui.experiments.run", "altair", "vl_convert", "execnb.shell", "sklearn.metrics", "timm"]
+PRELOAD = ["one_shui.experiments.run", "altair", "vl_convert", "execnb.shell", "sklearn.metrics"]
 LIMIT = 600  # Seconds per notebook
 CHART = "application/vnd.vegalite"
 ORDER = ["text/html", "image/png", "text/markdown", "text/plain"]

@@ -66,7 +66,7 @@ def _stored_artifact(file: Path, original: nn.Module) -> Prepared | None:
     artifact = Artifact.load(file)
     if artifact.facts.get("weights") != weights_digest(original.state_dict()): return None
     beside = _tickets_file(file)
-    if beside.exists(): artifact = replace(artifact, tickets=read_tickets(beside)[0])
+    if beside.exists(): artifact = replace(artifact, tickets=read_tickets(beside))
     return Prepared(artifact, Cost(**new_keys(artifact.facts["cost"])))
 
 # %% ../../nbs/experiments/06_run.ipynb #825095f7

@@ -21,21 +21,20 @@ Ticket = dict[str, Tensor]
 def write_tickets(
     file: str | Path,
     tickets: dict[str, Ticket],  # By identity; all with the same names and shapes
-    facts: dict | None = None,   # Values that JSON can hold
 ) -> None:
     "Write tickets into one safetensors file"
     names = next(iter(tickets.values()), {})
     stacked = {name: torch.stack([ticket[name] for ticket in tickets.values()]) for name in names}
-    write_tensors(file, stacked, {**(facts or {}), "people": list(tickets)})
+    write_tensors(file, stacked, {"people": list(tickets)})
 
 # %% ../../nbs/methods/09_tickets.ipynb #714cd69e
 def read_tickets(
     file: str | Path,  # As `write_tickets` wrote it
-) -> tuple[dict[str, Ticket], dict]:  # Tickets by identity, and the facts
+) -> dict[str, Ticket]:  # By identity
     "Read tickets; raises `BadInput` for a missing, damaged or foreign file"
     tensors, facts = read_tensors(file)
     check_facts(facts, dict(people=list[str]), file, "it is no file of tickets")
-    people = facts.pop("people")
+    people = facts["people"]
     if any(not t.dim() or len(t) != len(people) for t in tensors.values()):
         raise BadInput(f"{file} has {len(people)} people and tensors of another number; use a copy")
-    return {person: {name: t[k] for name, t in tensors.items()} for k, person in enumerate(people)}, facts
+    return {person: {name: t[k] for name, t in tensors.items()} for k, person in enumerate(people)}

@@ -87,5 +87,7 @@ def read_tickets_of_request(
         code, ticket = _read_ticket(file, artifact, key)
         if code not in person_of:
             raise BadInput(f"{file} is the ticket of nobody in this request; check the identity")
+        if person_of[code] in tickets:
+            raise BadInput(f"{file} is the second ticket of one person; leave one of the two out")
         tickets[person_of[code]] = ticket
     return tickets

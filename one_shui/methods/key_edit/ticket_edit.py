@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...core.errors import BadInput
 from ...data.face_set import FaceSet
 from ..contract import Artifact, DataAccess, UnlearnData
 from .edit_site import linear_layer
@@ -31,8 +32,19 @@ def split_records(
     return Artifact(photo.tensors, {**photo.facts, "with_ticket": record.facts["chosen"]}, tickets)
 
 # %% ../../../nbs/methods/key_edit/08_ticket_edit.ipynb #eca812ac
+def _check_ticket(ticket: Ticket, n_features: int, n_classes: int) -> None:
+    "Raise `BadInput` for a ticket that is no record for this network"
+    widths = dict(keys=n_features, gaps=n_classes)
+    shapes = {name: tuple(t.shape) for name, t in ticket.items()}
+    fits = ticket.keys() == widths.keys() and all(t.dim() == 2 and t.shape[1] == widths[name] for name, t in ticket.items())
+    if fits and len(ticket["keys"]) == len(ticket["gaps"]) and all(t.isfinite().all() for t in ticket.values()): return
+    raise BadInput(f"a ticket has tensors of shapes {shapes}, some perhaps not finite; it needs finite keys (rank, {n_features}) "
+                   f"and gaps (rank, {n_classes}); ask for a copy of the ticket")
+
+
 def _as_records(artifact: Artifact, tickets: dict[str, Ticket]) -> Artifact:
-    "An artifact of KeyEdit with the records in these tickets"
+    "An artifact of KeyEdit with the records in these tickets; raises `BadInput`"
+    for ticket in tickets.values(): _check_ticket(ticket, len(artifact.tensors["covariance"]), len(artifact.tensors["gap"]))
     shared = {name: t for name, t in artifact.tensors.items() if not name.startswith("key_")}
     records = {name: torch.stack([ticket[name] for ticket in tickets.values()]) for name in ("keys", "gaps")}
     facts = {**artifact.facts, "people": list(tickets), "chosen": artifact.facts["with_ticket"]}
