@@ -130,7 +130,8 @@ def _measure(form: Form, spec: ModelSpec, people: int, batches: int, batch_size:
 
 def _in_a_process(*arguments) -> tuple[float, float, float] | None:
     "Seconds, peak MB and passes of one measurement; None when the system killed it for want of memory"
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # a fresh process with everything imported
+    context.set_forkserver_preload(["one_shui.methods.metaunlearn.meta_gradient", "timm"])
     answer = context.Queue()
     process = context.Process(target=_measure, args=(*arguments, answer))
     process.start()

@@ -109,7 +109,7 @@ def measure_growth(
     rows, known = [], dict[str, tuple]()
     for axis, place in tqdm(places, disable=not progress, unit="place"):
         if (key := repr(place)) not in known:
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool: known[key] = pool.submit(_steps, place, size, methods).result()
+            with ProcessPoolExecutor(1, get_context("forkserver")) as pool: known[key] = pool.submit(_steps, place, size, methods).result()
         sizes, steps = known[key]
         rows += [dict(axis=axis, **sizes, step=step, seconds=seconds, peak_mb=peak) for step, seconds, peak in steps]
     return pd.DataFrame(rows)

@@ -1,4 +1,5 @@
 """New processes that have the libraries imported already, which takes longer than most tests."""
+import gc
 import multiprocessing
 import os
 import runpy
@@ -15,6 +16,7 @@ CONTEXT.set_forkserver_preload(["one_shui.requests.forget", "one_shui.requests.o
 
 def _child(target: Callable, arguments: tuple, files: list[Path], folder: Path | None, environment: dict) -> None:
     "Call a function with its output in two files"
+    gc.freeze()  # garbage collection then skips what the imports made
     for number, file in enumerate(files, 1): os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.environ.update(environment)
     if folder: os.chdir(folder)

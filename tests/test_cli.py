@@ -29,8 +29,8 @@ def refused(monkeypatch, capsys):
     return run
 
 
-def test_run_and_run_again(tmp_path):
-    command = ("run", "--dataset", "toy", "--n-forget", "3", *QUICK, "--out", tmp_path / "run")
+def test_run_and_run_again(drawn, tmp_path):
+    command = ("run", "--dataset", "celeba", "--root", drawn, "--n-forget", "2", *QUICK, "--out", tmp_path / "run")
     first = one_shui(*command)
     assert first.returncode == 0, first.stderr
     assert "Traceback" not in first.stderr
@@ -38,6 +38,7 @@ def test_run_and_run_again(tmp_path):
     assert list(rows) == ["dataset", "arch", "n_forget", "seed", "method", "access", "split", "metric", "value", "low", "high",
                           "seconds", "settings"]
     assert set(rows["method"]) == {"original", "retrain", "metaunlearn"}
+    assert (rows["metric"] == "mAP").sum() == 12  # three methods, four sets
     for name in ("splits.json", "original.safetensors", "retrain.safetensors", "metaunlearn.safetensors", "report.html"):
         assert (tmp_path / "run" / name).stat().st_size > 0, name
     assert not list((tmp_path / "run").glob("*.part*"))
@@ -48,7 +49,7 @@ def test_run_and_run_again(tmp_path):
     assert stamps == {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run").glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("dataset", ["celeba", "celebahq", "mufac"])
+@pytest.mark.parametrize("dataset", ["celebahq", "mufac"])
 def test_layouts(drawn, tmp_path, dataset):
     done = one_shui("run", "--dataset", dataset, "--root", drawn, "--n-forget", "2", *QUICK,
                     "--out", tmp_path / "run")
@@ -121,16 +122,17 @@ def test_help():
         assert "one-shui" in shown.stdout
 
 
-def test_killed_and_resumed(tmp_path):
+def test_killed_and_resumed(drawn, tmp_path):
     "A run that is killed goes on, and ends with the numbers of one that wasn't"
-    command = ["run", "--n-forget", "3", "--size", "32", "--epochs", "4", "--method", "original", "--metric", "score", "--out"]
+    command = ["run", "--dataset", "celeba", "--root", str(drawn), "--n-forget", "2", "--size", "32", "--epochs", "25",
+               "--method", "original", "--metric", "score", "--out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([str(BIN / "one-shui"), *command, str(tmp_path / "killed")], env=environment, stdout=subprocess.DEVNULL)
     log = tmp_path / "killed/original-log.csv"
     while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 2): time.sleep(.01)
     process.kill()
     process.wait()
-    assert 2 <= len(pd.read_csv(log)) < 4, "the run ended before it could be killed"
+    assert 2 <= len(pd.read_csv(log)) < 25, "the run ended before it could be killed"
     for folder in ("killed", "whole"): assert one_shui(*command, tmp_path / folder).returncode == 0
     rows = [pd.read_csv(tmp_path / folder / "results.csv").query("metric != 'peak MB'") for folder in ("killed", "whole")]
     values = [table["value"].tolist() for table in rows]

@@ -23,7 +23,7 @@ RECIPE = replace(RECIPES["toy"], epochs=2, bf16=False, batch_size=27)  # a numbe
 VIT = dict(arch="vit_tiny_patch16_224", options=dict(patch_size=16, depth=2))
 SAMPLE = Path(__file__).parent.parent / "data/sample"
 RUN = ["run", "--dataset", "celeba", "--root", str(SAMPLE), "--n-forget", "2", "--size", "32", "--arch", "vit_tiny_patch16_224",
-       "--recipe", "paper-vit", "--epochs", "2", "--method", "original,retrain,metaunlearn", "--set", "metaunlearn.epochs=1",
+       "--recipe", "paper-vit", "--epochs", "1", "--method", "original,retrain,metaunlearn", "--set", "metaunlearn.epochs=1",
        "--metric", "score"]
 
 

@@ -10,6 +10,7 @@ every run on one kind of processor: no times, no paths, no ids. Charts are kept 
 """
 import argparse
 import base64
+import gc
 import io
 import json
 import os
@@ -131,6 +132,7 @@ def execute(file: Path) -> list[list[dict]]:
 
 def work(file: Path, answer) -> None:
     "Run a notebook in this process, send what came out, and end at once"
+    gc.freeze()  # garbage collection then skips what the imports made
     try: answer.send((execute(file), ""))
     except BaseException: answer.send((None, traceback.format_exc(limit=-6)))
     answer.close()

@@ -8,6 +8,7 @@ __all__ = ['LEGEND', 'table_html', 'chart_html', 'legend', 'save_page']
 # %% ../../nbs/experiments/07_pages.ipynb #10599bb6
 import html
 import json
+from contextlib import suppress
 from pathlib import Path
 from string import Template
 
@@ -16,6 +17,7 @@ import pandas as pd
 import vl_convert
 
 from ..core.files import write_text
+from ..data.cache import cache_folder
 
 # %% ../../nbs/experiments/07_pages.ipynb #d7d0819b
 def table_html(
@@ -92,6 +94,17 @@ dark.addEventListener("change", draw); draw();
 </script></body></html>
 """)
 
+# %% ../../nbs/experiments/07_pages.ipynb #91b14b18
+def _chart_library() -> str:
+    "JavaScript that draws Vega-Lite charts"
+    file = cache_folder() / f"vega-{vl_convert.__version__}.js"
+    if file.exists(): return file.read_text(encoding="utf-8")
+    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    with suppress(OSError):  # a page needs no cache folder
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, bundle)
+    return bundle
+
 # %% ../../nbs/experiments/07_pages.ipynb #0aea167f
 def save_page(
     file: str | Path,                 # Where to
@@ -103,8 +116,7 @@ def save_page(
     for heading, content in sections:
         if heading: body += f"<h2>{html.escape(heading)}</h2>"
         body += content + "\n"
-    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]
-    library = bundle.replace("</script", "<\\/script")
+    library = _chart_library().replace("</script", "<\\/script")
     page = _PAGE.substitute(title=html.escape(title), body=body.rstrip("\n"), library=library)
     write_text(file, page)
     return Path(file)

@@ -8,6 +8,7 @@ __all__ = ['ENGINES', 'Outcome', 'STORAGE_ERRORS', 'TRIES', 'FAILED', 'Engine', 
 # %% ../../nbs/scale/03_engines.ipynb #eab5fc03
 import errno
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -15,12 +16,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
 import torch
 from joblib import cpu_count
 from joblib.externals.loky import get_reusable_executor
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from ..core.errors import BadInput, check_choice
@@ -99,13 +102,17 @@ def _in_process(root: Path, jobs: list[Job], engine: Engine, command: str) -> It
         outcomes[job.step.address] = attempt(root, job, engine.threads, command, *needed)
         yield outcomes[job.step.address]
 
-# %% ../../nbs/scale/03_engines.ipynb #29e1ab50
-TRIES = 3  # For a step whose worker was killed
-
-
+# %% ../../nbs/scale/03_engines.ipynb #bd90815b
 def _pool(workers: int, threads: int):
     "A pool of processes with some threads each"
-    return get_reusable_executor(workers, env=dict(OMP_NUM_THREADS=str(threads)))
+    if sys.platform != "linux" or torch.cuda.is_available():  # fastai opens the GPU on import, which no fork survives
+        return get_reusable_executor(workers, env=dict(OMP_NUM_THREADS=str(threads)))
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return get_reusable_executor(workers, context=context, initializer=threadpool_limits, initargs=(threads,))
+
+# %% ../../nbs/scale/03_engines.ipynb #29e1ab50
+TRIES = 3  # For a step whose worker was killed
 
 
 def _attempt_alone(engine: Engine, job: Job, *arguments) -> Outcome:
