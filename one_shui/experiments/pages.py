@@ -9,6 +9,7 @@ __all__ = ['LEGEND', 'table_html', 'chart_html', 'legend', 'save_page']
 import html
 import json
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from string import Template
 
@@ -97,7 +98,7 @@ dark.addEventListener("change", draw); draw();
 # %% ../../nbs/experiments/07_pages.ipynb #91b14b18
 def _chart_library() -> str:
     "JavaScript that draws Vega-Lite charts"
-    file = cache_folder() / f"vega-{vl_convert.__version__}.js"
+    file = cache_folder() / f"vega-{version('vl-convert-python')}.js"
     if file.exists(): return file.read_text(encoding="utf-8")
     bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]
     with suppress(OSError):  # a page needs no cache folder
