@@ -13,7 +13,7 @@ from one_shui.models.networks import ModelSpec, create_model
 
 VARIANTS = {"key_edit": dict(keeps="nothing"), "metaunlearn": dict(embedding=0)}
 QUICK = {"key_edit": dict(n_forget=2, simulations=1), "photo_edit": dict(n_forget=2, simulations=1),
-         "ticket_edit": dict(n_forget=2, simulations=1),
+         "ticket_edit": dict(n_forget=2, simulations=1), "group_edit": dict(n_forget=2, simulations=1, smallest_group=4),
          "metaunlearn": dict(epochs=1, n_forget=2, hidden=16), "jit": dict(copies=2)}
 
 

@@ -17,12 +17,14 @@ from one_shui.methods.harness import apply_method, prepare_method
 from one_shui.methods.registry import METHODS, RETRAINED, find_method
 
 NAMES = [name for name in METHODS if name not in RETRAINED]
+EDITS = "key_edit", "photo_edit", "group_edit", "ticket_edit"
 
 
 def quick(name):
     "A method with settings of seconds"
     edit = dict(n_forget=3)
-    fast = dict(key_edit=edit, photo_edit=edit, ticket_edit=edit, metaunlearn=dict(epochs=1, n_forget=3, hidden=16), jit=dict(copies=2))
+    edits = dict.fromkeys(EDITS, edit)
+    fast = dict(edits, metaunlearn=dict(epochs=1, n_forget=3, hidden=16), jit=dict(copies=2))
     return find_method(name)(**fast.get(name, {}))
 
 
@@ -48,7 +50,7 @@ def test_a_method_repeats_itself(images, model, name):
     assert all((one[key] == two[key]).all() for key in one)
 
 
-FIXED = {name: dict(strength=(.1, 10., 1.)) for name in ("key_edit", "photo_edit", "ticket_edit")}  # chosen in tests of their own
+FIXED = {name: dict(strength=(.1, 10., 1.)) for name in EDITS}  # chosen in tests of their own
 
 
 @pytest.mark.parametrize("task", ["attributes", "ages"])

@@ -221,7 +221,7 @@ def data(company):
 FEW = dict(
     metaunlearn=dict(n_forget=3, epochs=1, simulations=1, strengths=(0.0, 1.0)),
     key_edit=dict(n_forget=3), photo_edit=dict(n_forget=3, simulations=1),
-    ticket_edit=dict(n_forget=3, simulations=1),
+    ticket_edit=dict(n_forget=3, simulations=1), group_edit=dict(n_forget=3, simulations=1),
     pgu=dict(lr=1e-3),
 )
 

@@ -1,17 +1,21 @@
 """Settings and strength chosen on simulated requests: every method by the same rule."""
+import copy
 import json
+import math
 
 import pytest
+import torch
 
 from one_shui.core.errors import BadInput
 from one_shui.experiments.config import Config
 from one_shui.experiments.image_sets import load_image_sets
 from one_shui.experiments.run import load_run, run
+from one_shui.evaluation.simulation import ProxyToW, simulate_requests
 from one_shui.methods.access import measure_access
 from one_shui.methods.contract import Artifact
 from one_shui.methods.harness import apply_method, prepare_method
 from one_shui.methods.registry import find_method, tuned_names
-from one_shui.methods.tuned import candidate_settings
+from one_shui.methods.tuned import best_candidates, candidate_settings, mean_scores, score_strengths
 
 ONE = dict(candidates={}, requests=2, first_requests=1, strengths=(0., .5), sample=50, max_score_drop=100.)
 
@@ -87,3 +91,17 @@ def test_a_folder_without_reserved_images_is_not_reopened_with_them(tmp_path):
     run(Config.tiny(**config), tmp_path, log=lambda line: None)
     with pytest.raises(BadInput, match="holds a run with reserve 0"):
         run(Config.tiny(**config, reserve=8), tmp_path, log=lambda line: None)
+
+
+def test_a_candidate_that_overflows_is_not_chosen(place):
+    "Finite weights may give infinite logits; such a network has no score and ends no search"
+    images, original = place
+    request = simulate_requests(images.train, 2, 1, reserved=images.reserved)[0]
+    proxy, broken = ProxyToW(original, images.val, sample=50), copy.deepcopy(original)
+    with torch.no_grad():
+        for p in broken.head.parameters(): p.fill_(3e38)
+    assert all(p.isfinite().all() for p in broken.parameters())
+    rows = [dict(setting=0, request=0, **row) for row in score_strengths(original, broken, request, proxy, (0., 1.))]
+    assert [math.isnan(row["simulated ToW"]) for row in rows] == [True]
+    best = best_candidates(mean_scores(rows, [proxy(original, request)]), 2.)
+    assert best["strength"].tolist() == [0.]

@@ -168,8 +168,9 @@ def sample_images(
 
 # %% ../../nbs/evaluation/02_simulation.ipynb #9a72819e
 def _fast_score(network: nn.Module, images: FaceSet) -> float:
-    "Score in percent, in bfloat16 where the device is faster with it"
-    return 100 * task_score(images.task, predict(fast(network), images), images.targets)
+    "Score in percent, in bfloat16 where the device is faster with it; nan if a logit is not finite"
+    logits = predict(fast(network), images)
+    return 100 * task_score(images.task, logits, images.targets) if logits.isfinite().all() else math.nan
 
 # %% ../../nbs/evaluation/02_simulation.ipynb #22d2380d
 def _finite_tow(scores: dict[str, float], reference: dict[str, float]) -> float:

@@ -41,6 +41,7 @@ METHODS: dict[str, "type[Unlearner] | str"] = {
     "metaunlearn": "one_shui.methods.metaunlearn.method:MetaUnlearn",
     "key_edit": "one_shui.methods.key_edit.method:KeyEdit",
     "photo_edit": "one_shui.methods.key_edit.photo_edit:PhotoEdit",
+    "group_edit": "one_shui.methods.key_edit.group_edit:GroupEdit",
     "ticket_edit": "one_shui.methods.key_edit.ticket_edit:TicketEdit",
 }
 

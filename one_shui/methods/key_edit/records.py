@@ -15,6 +15,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 from torch import Tensor
 
+from .groups import estimate_in_groups
 from .posterior import expected_keys
 from .statistics import FeatureStatistics, LayerOutputs
 
@@ -101,6 +102,16 @@ def _key_from_images(
     else: gaps = gap.expand(len(features), -1)
     return features / scale, gaps / scale
 
+# %% ../../../nbs/methods/key_edit/03_records.ipynb #40076567
+def _from_groups(
+    tensors: dict[str, Tensor], outputs: LayerOutputs, identities: np.ndarray,
+) -> tuple[Tensor, Tensor]:
+    "Keys and gaps from images and the entries of groups"
+    keys, labels = estimate_in_groups(tensors, outputs, identities, tensors["prior"])
+    _, person, counts = np.unique(identities, return_inverse=True, return_counts=True)
+    scale = torch.from_numpy(counts[person] ** .5).float()[:, None]
+    return keys / scale, labels * tensors["gap"] / scale
+
 # %% ../../../nbs/methods/key_edit/03_records.ipynb #2ebbe998
 def request_keys_and_gaps(
     tensors: dict[str, Tensor],  # Of the artifact
@@ -108,7 +119,8 @@ def request_keys_and_gaps(
     outputs: LayerOutputs,       # Of the support images
     identities: np.ndarray,      # (n,) identity of each support image
 ) -> tuple[Tensor, Tensor]:      # (k, features) and (k, classes)
-    "Keys and gaps of the forget identities: from their records, or else from their support images"
+    "Keys and gaps of the forget identities: from their records or groups, or else from their images"
+    if "group_means" in tensors: return _from_groups(tensors, outputs, identities)
     record = {person: k for k, person in enumerate(people)}
     keys, gaps = [], []
     for person in dict.fromkeys(identities):
