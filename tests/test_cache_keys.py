@@ -100,3 +100,12 @@ def test_documentation_changes_nothing(package):
     folders = ("data", "models", "training", "evaluation", "methods", "experiments", "scale")
     for file in modules(package, *folders): edit(file, NewDocstrings())
     assert changed(package, before) == set()
+
+
+def test_another_method_changes_nothing(package):
+    "A new line in the registry does not retrain the networks of the other methods"
+    before, file = addresses(package), package / "methods/registry.py"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace('    "ssd":', '    "new": "one_shui.methods.ssd:SSD",\n    "ssd":'), encoding="utf-8")
+    assert '"new"' in file.read_text(encoding="utf-8")
+    assert changed(package, before) == set()

@@ -203,7 +203,8 @@ def strip_docstrings(tree: ast.Module) -> ast.Module:
 
 # %% ../../nbs/scale/00_store.ipynb #b6363900
 Name = tuple[str, str]  # ("one_shui.training.fit", "Recipe"), or a module with "*"
-SKIPPED = ("one_shui.methods.settings",)  # Values that steps name among their inputs
+SKIPPED = ("one_shui.methods.settings",  # values that steps name among their inputs
+           "one_shui.methods.registry")  # names of methods; a step adds the modules of its own method
 
 
 @dataclass
