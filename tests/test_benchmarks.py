@@ -19,7 +19,7 @@ def run(name: str, *arguments) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["key_oracle", "loaders", "meta_gradient", "rmia", "scaling"])
+@pytest.mark.parametrize("name", ["key_oracle", "loaders", "meta_gradient", "price_list", "rmia", "scaling"])
 def test_help_shows_an_example(name):
     assert f"python benchmarks/{name}.py" in " ".join(run(name, "--help").split())
 
@@ -60,3 +60,12 @@ def test_key_oracle(tmp_path):
     assert len(rows) == 7 and all(key in printed for key in rows["key"])
     kept = rows[["retain", "test"]].min(axis=1)
     assert (rows["gain"] >= 0).all() and rows["gain"].max() > 0 and (kept >= -2).all()
+
+
+def test_price_list(tmp_path):
+    config = Config.tiny(methods=("original",), reserve=8, epochs=1, settings={}, metrics=("score",))
+    run_config(config, tmp_path / "run", log=lambda _: None)
+    run("price_list", tmp_path / "run", "--out", tmp_path / "prices.csv")
+    rows = pd.read_csv(tmp_path / "prices.csv").set_index("method")
+    assert rows.loc["photo_edit", ["access", "bytes_per_person"]].to_list() == ["statistics", 0]
+    assert rows.loc["key_edit", "access"] == "record" and rows["singled out"].notna().sum() == 4
