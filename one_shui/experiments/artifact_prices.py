@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..core.errors import BadInput
 from ..evaluation.artifact_attack import KnownFaces, artifact_membership, centred_matches, singling_out
 from ..evaluation.attacks import roc
 from .image_sets import ImageSets
@@ -38,7 +39,9 @@ def attack_photos(
     model: nn.Module,   # The original network
     images: ImageSets,  # With reserved images
 ) -> AttackPhotos:
-    "What an attacker can compare with an artifact"
+    "What an attacker can compare with an artifact; raises `BadInput` without reserved images"
+    if images.reserved is None:
+        raise BadInput("this run has no reserved images to attack with; make one with --reserve 60")
     support, reserved, test = (layer_outputs(model, getattr(images, name)) for name in ("support", "reserved", "test"))
     members = LayerOutputs(*(torch.cat(both) for both in zip(support, reserved, strict=True)))
     owners = np.concatenate([images.support.identities, images.reserved.identities])
