@@ -140,7 +140,7 @@ def prepare_command(
         help="splits.json of the model's run, or from one-shui data split --unseen.")],
     out: Annotated[str, typer.Option(help="Artifact to write; must not exist.")],
     method: Annotated[str, typer.Option(
-        help="Method that makes an artifact, see one-shui methods.")] = "key_edit",
+        help="Method that makes an artifact, see one-shui methods; photo_edit keeps no record.")] = "photo_edit",
     root: Root = None,
     n_forget: Annotated[int, typer.Option(
         "--n-forget", "--people", help="Expected forget identities per request.", min=1)] = 1,
