@@ -10,7 +10,7 @@ from one_shui.experiments.tables import gain_chart
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "nbs/images"
-SHOWN = ["original", "photo_edit", "key_edit, keeps-nothing", "group_edit", "key_edit", "metaunlearn", "ascent_to_val",
+SHOWN = ["original", "photo_edit", "key_edit, keeps-nothing", "group_edit", "key_edit", "metaunlearn",
          "gradient_ascent-tuned", "max_entropy-tuned"]
 HEAD = "<!-- Written by `make prepare` from nbs/index.ipynb; edit that. -->\n\n"
 
