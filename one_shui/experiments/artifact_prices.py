@@ -27,8 +27,8 @@ class AttackPhotos:
     "Photos outside train, as the edited layer sees them"
     members: LayerOutputs
     owners: np.ndarray     # (n,) person of each member's photo
-    strangers: LayerOutputs
-    known: KnownFaces      # From other strangers
+    nonmembers: LayerOutputs
+    known: KnownFaces      # From other non-members
 
 
 def _rows(outputs: LayerOutputs, rows: np.ndarray) -> LayerOutputs:
@@ -56,7 +56,7 @@ def attack_artifact(
     photos: AttackPhotos,
 ) -> dict[str, float]:     # In [0, 1]: membership AUC; with entries also singled out and chance
     "What an artifact tells about the people of the training set"
-    tensors, members, others = artifact.tensors, photos.members, photos.strangers
+    tensors, members, others = artifact.tensors, photos.members, photos.nonmembers
     if "group_means" in tensors:
         of_members, of_others = (group_log_density(tensors, part, tensors["prior"]) for part in (members, others))
         auc = roc(of_members.logsumexp(1).numpy(), of_others.logsumexp(1).numpy()).auc
