@@ -66,5 +66,5 @@ def test_an_audit_of_0_1_0_goes_on(tmp_path):
     stored = pd.read_csv(folder / "audit.csv")
     rows = audit(folder, ("original", "retrain"), Audit(views=1), log=lambda _: None)
     assert {"linkage AUC of non-members", "support image regained"} <= set(rows["metric"])
-    assert not set(rows["metric"]) & {"linkage AUC of nonmembers", "portrait regained"}
+    assert not set(rows["metric"]) & {"linkage AUC of strangers", "portrait regained"}
     assert sorted(rows["value"]) == pytest.approx(sorted(stored["value"]), nan_ok=True), "nothing is attacked again"
