@@ -91,18 +91,23 @@ def group_tensors(
     return tensors | dict(key_uncertainty=_mean_uncertainty(tensors, n_features))
 
 # %% ../../../nbs/methods/key_edit/10_groups.ipynb #9d66b9cf
-def _posterior(factors: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def _root(tensors: dict[str, Tensor]) -> Tensor:
+    "Cholesky factor of W, shared by all groups"
+    return torch.linalg.cholesky(tensors["group_noise"].double())
+
+
+def _posterior(factors: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
     "W⁻¹Fᵀ (width, rank) and P (rank, rank) of a group, in double precision"
     F = factors.double()
-    whitened = torch.linalg.solve(noise.double(), F.T)
+    whitened = torch.cholesky_solve(F.T, root)
     return whitened, torch.linalg.inv(torch.eye(len(F), dtype=F.dtype) + F @ whitened)
 
 
 def _mean_uncertainty(tensors: dict[str, Tensor], n_features: int) -> Tensor:
     "V of features, the mean over groups: (features, features)"
-    total = torch.zeros(n_features, n_features, dtype=torch.float64)
+    root, total = _root(tensors), torch.zeros(n_features, n_features, dtype=torch.float64)
     for factors in tensors["group_factors"]:
-        rows, (_, P) = factors.double()[:, :n_features], _posterior(factors, tensors["group_noise"])
+        rows, (_, P) = factors.double()[:, :n_features], _posterior(factors, root)
         total += rows.T @ P @ rows
     return (total / len(tensors["group_factors"])).float()
 
@@ -115,12 +120,12 @@ def estimate_in_groups(
 ) -> tuple[Tensor, Tensor]:      # (n, features) and (n, classes), labels minus the prior
     "The expected mean feature and mean labels of the person in each image"
     seen = torch.cat([outputs.features, outputs.targets - prior], 1).double()
-    found = torch.empty_like(seen)
+    found, root = torch.empty_like(seen), _root(tensors)
     groups = group_of(identities, tensors["group_bounds"])
     for group in np.unique(groups):
         rows, mean = torch.from_numpy(groups == group), tensors["group_means"][group].double()
         factors = tensors["group_factors"][group]
-        whitened, P = _posterior(factors, tensors["group_noise"])
+        whitened, P = _posterior(factors, root)
         found[rows] = mean + (seen[rows] - mean) @ whitened @ P @ factors.double()
     n_features = outputs.features.shape[1]
     return found[:, :n_features].float(), found[:, n_features:].float()
@@ -133,10 +138,10 @@ def group_log_density(
 ) -> Tensor:                     # (n, groups), up to a constant
     "How probable each photo is in each group"
     seen = torch.cat([outputs.features, outputs.targets - prior], 1).double()
-    noise, columns = tensors["group_noise"].double(), []
+    root, columns = _root(tensors), []
     for mean, factors in zip(tensors["group_means"], tensors["group_factors"], strict=True):
-        offset, (whitened, P) = seen - mean.double(), _posterior(factors, tensors["group_noise"])
-        inner = (offset * torch.linalg.solve(noise, offset.T).T).sum(1)
+        offset, (whitened, P) = seen - mean.double(), _posterior(factors, root)
+        inner = (offset * torch.cholesky_solve(offset.T, root).T).sum(1)
         explained = ((offset @ whitened) @ P * (offset @ whitened)).sum(1)
         columns.append((explained - inner + torch.logdet(P)) / 2)
     return torch.stack(columns, 1)
