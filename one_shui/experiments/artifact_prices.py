@@ -24,7 +24,7 @@ from ..methods.key_edit.statistics import LayerOutputs, layer_outputs
 # %% ../../nbs/experiments/18_artifact_prices.ipynb #afc89cb3
 @dataclass(frozen=True)
 class AttackPhotos:
-    "Photos outside train, as the edited layer sees them"
+    "Photos outside train, as the last layer sees them"
     members: LayerOutputs
     owners: np.ndarray     # (n,) person of each member's photo
     nonmembers: LayerOutputs
@@ -52,7 +52,7 @@ def attack_photos(
 
 # %% ../../nbs/experiments/18_artifact_prices.ipynb #543b2c2c
 def attack_artifact(
-    artifact: Artifact,    # Of KeyEdit, PhotoEdit, GroupEdit or TicketEdit
+    artifact: Artifact,    # Of KeyEdit, PhotoEdit, GroupEdit or TicketEdit, for the last layer
     photos: AttackPhotos,
 ) -> dict[str, float]:     # In [0, 1]: membership AUC; with entries also singled out and chance
     "What an artifact tells about the people of the training set"
